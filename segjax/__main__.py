@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "write masks and uncertainties of images, or boxes of their objects",
     "report": "show a trained run on one page",
     "compare": "compare trained runs on the same images, on one page",
+    "demo": "serve a page on which you drop images and see masks and uncertainties",
     "export": "export a network as files that run without segjax, on CPU, CUDA and TPU",
     "configs": "list the shipped configs, show one, or compare one with the defaults",
 }

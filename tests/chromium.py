@@ -82,8 +82,8 @@ class Tab:
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def open(self, page):
-        """Opens a file and waits until it is loaded."""
-        self.send("Page.navigate", url=Path(page).as_uri())
+        """Opens a file, or the address of a server, and waits until it is loaded."""
+        self.send("Page.navigate", url=str(page) if "://" in str(page) else Path(page).as_uri())
         self.wait("location.href !== 'about:blank'")
 
     def evaluate(self, expression):

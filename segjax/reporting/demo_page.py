@@ -1,0 +1,233 @@
+"""A page on which images are dropped and predicted, and the server behind it, which needs no network.
+
+The page posts the bytes of an image and shows the answer: the mask, the log odds of every class and the uncertainties,
+each as a PNG file of 8 bits. Opacity, threshold and the values under the pointer need no further request.
+"""
+
+import base64
+import functools
+import json
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+
+from segjax import inference
+from segjax.data.decode import decode_image
+from segjax.data.io import DataError, RawFile, read_bytes
+from segjax.data.resize import fit_within, resize_nearest
+from segjax.inference import Prediction, Predictor
+from segjax.inference.visualize import overlay_palette
+from segjax.storage import printable, to_json
+from segjax.trained_run import TrainedRun
+
+LARGEST = 200 * 2**20
+"""Largest image file in bytes."""
+_SHOWN = 1280  # pixels of the longer side of what the page shows
+LOG_ODDS = 16.0
+"""The log odds are sent as 256 values between -16 and 16."""
+_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Demo(NamedTuple):
+    """What the server needs: the run, its predictors, and the images that the page shows at the beginning.
+
+    `predictors` has the default one, and then one per entry of `guarantees`, of which the page offers the names and
+    shows the texts.
+    """
+
+    run: TrainedRun
+    predictors: Sequence[Predictor]
+    guarantees: Mapping[str, str] = {}
+    images: Mapping[str, RawFile] = {}
+    notes: Sequence[str] = ()
+
+    @property
+    def page(self) -> bytes:
+        """The page, one HTML file."""
+        labels, folder = self.run.label_set, Path(__file__).parent
+        tints = overlay_palette(labels)  # black: a class that an overlay leaves as it is
+        style = "".join((folder / name).read_text(encoding="utf-8") for name in ("page.css", "demo.css"))
+        config = {
+            "run": printable(self.run.name),
+            "classes": [
+                {"name": printable(name), "colour": colour, "tinted": any(tint)}
+                for name, colour, tint in zip(labels.names, labels.palette.tolist(), tints.tolist(), strict=True)
+            ],
+            "rare": labels.rare if labels.num_classes == 2 else labels.num_classes - 1,
+            "guarantees": [{"name": name, "text": text} for name, text in self.guarantees.items()],
+            "images": list(self.images),
+            "notes": list(self.notes),
+            "heat": inference.heatmap(np.linspace(0, 1, 256)[None], 1.0)[0].tolist(),
+            "span": LOG_ODDS,
+        }
+        page = (folder / "demo.html").read_text(encoding="utf-8")
+        script = (folder / "demo.js").read_text(encoding="utf-8")
+        # "</" would end the script that contains the JSON.
+        values = {"STYLE": style, "SCRIPT": script, "CONFIG": json.dumps(config).replace("</", "<\\/")}
+        return functools.reduce(lambda text, key: text.replace(f"/*{key}*/", values[key]), values, page).encode()
+
+    def predict(self, data: bytes, name: str, choice: int = 0) -> tuple[np.ndarray, Prediction]:
+        """Decodes and predicts the bytes of an image with a predictor; raises DataError if they are not an image."""
+        inputs = self.predictors[choice].preprocessing
+        image = decode_image(data, inputs.channels, inputs.value_range, name, inputs.dtype)
+        return image, self.predictors[choice](image)
+
+
+def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, num_classes: int) -> dict[str, Any]:
+    """Returns what the page shows of a predicted image, ready for JSON: PNG and JPEG files as data URLs.
+
+    "log_odds" are those of all classes, one below the other, `round((x + 16) · 255 / 32)`. An uncertainty is scaled to
+    its "maximum": the logarithm of the number of classes for the entropy, else the largest value of the image.
+    """
+    size = tuple(fit_within(np.array(image.shape[:2]), (_SHOWN, _SHOWN)).tolist())
+    size = min(size, image.shape[:2])  # a small image stays as it is
+    picture = inference.as_rgb(image)
+    if size != image.shape[:2]:
+        picture = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
+    uncertainties = {}
+    for name, values in prediction.uncertainties.items():
+        maximum = float(np.log(num_classes)) if name == "entropy" else max(float(values.max()), 1e-6)
+        levels = np.round(np.clip(values / maximum, 0, 1) * 255).astype(np.uint8)
+        uncertainties[name] = {"maximum": maximum, "levels": _png_url(resize_nearest(levels, size))}
+    return {
+        "size": list(image.shape[:2]),
+        "image": _url("image/jpeg", inference.jpeg(picture)),
+        "mask": _png_url(resize_nearest(prediction.mask, size)),
+        "log_odds": _png_url(np.concatenate([resize_nearest(x, size) for x in _log_odds_levels(prediction)])),
+        "uncertainties": uncertainties,
+    }
+
+
+def _log_odds_levels(prediction: Prediction) -> list[UInt8[np.ndarray, "H W"]]:
+    """Returns the log odds of each class in 256 levels."""
+    odds = log_odds(prediction.probabilities)
+    levels = np.round((odds + LOG_ODDS) * (255 / (2 * LOG_ODDS))).astype(np.uint8)
+    return list(np.moveaxis(levels, -1, 0))
+
+
+def log_odds(probabilities: Float[np.ndarray, "*pixels"]) -> Float[np.ndarray, "*pixels"]:
+    """Returns log p - log(1 - p), clipped to ±`LOG_ODDS`."""
+    with np.errstate(divide="ignore"):
+        return np.clip(np.log(probabilities) - np.log1p(-np.minimum(probabilities, 1.0)), -LOG_ODDS, LOG_ODDS)
+
+
+def mask_from(probabilities: Float[np.ndarray, "H W C"], index: int, threshold: float) -> UInt8[np.ndarray, "H W"]:
+    """Returns the mask in which a pixel is of class `index` from a probability on, and else of the likeliest other."""
+    others = np.delete(np.arange(probabilities.shape[-1]), index)
+    likeliest = others[np.argmax(probabilities[..., others], axis=-1)]
+    return np.where(probabilities[..., index] >= threshold, index, likeliest).astype(np.uint8)
+
+
+def _png_url(pixels: UInt8[np.ndarray, "h w"]) -> str:
+    return _url("image/png", inference.png(pixels))
+
+
+def _url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
+    """Returns a server of the page; `serve_forever` runs it. It raises OSError if the port is taken.
+
+    A server of this machine answers no page of another origin: it checks the names of the host and of the origin.
+    """
+    lock, page = threading.Lock(), demo.page
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 60
+
+        def do_GET(self) -> None:
+            path = urllib.parse.urlsplit(self.path).path
+            if not self._is_allowed():
+                return
+            if path == "/":
+                self._send(200, "text/html; charset=utf-8", page)
+            elif path.startswith("/images/") and path.removeprefix("/images/") in map(str, range(len(demo.images))):
+                file = list(demo.images.values())[int(path.removeprefix("/images/"))]
+                self._run(lambda: ("application/octet-stream", read_bytes(file)))
+            else:
+                self._fail(404, f"there is no {path}")
+
+        def do_POST(self) -> None:
+            url = urllib.parse.urlsplit(self.path)
+            query = dict(urllib.parse.parse_qsl(url.query))
+            if not self._is_allowed():
+                return
+            length = self.headers.get("Content-Length", "")
+            if not length.isdecimal() or int(length) > LARGEST:
+                self.close_connection = True  # the body stays unread
+                self._fail(413, f"expected an image file of at most {LARGEST // 2**20} MB")
+                return
+            data, name = self.rfile.read(int(length)), query.get("name", "image")
+            if url.path == "/predict":
+                self._run(lambda: ("application/json", self._predict(data, name, int(query.get("guarantee", 0)))))
+            elif url.path == "/mask":
+                self._run(lambda: ("image/png", self._mask(data, name, query)))
+            else:
+                self._fail(404, f"there is no {url.path}")
+
+        def _predict(self, data: bytes, name: str, choice: int) -> bytes:
+            with lock:
+                start = time.perf_counter()
+                image, prediction = demo.predict(data, name, choice)
+                seconds = time.perf_counter() - start
+            return to_json(answer(image, prediction, demo.run.label_set.num_classes) | {"seconds": seconds})
+
+        def _mask(self, data: bytes, name: str, query: Mapping[str, str]) -> bytes:
+            with lock:
+                _, prediction = demo.predict(data, name, int(query.get("guarantee", 0)))
+            mask = prediction.mask
+            if "threshold" in query:
+                mask = mask_from(prediction.probabilities, int(query["class"]), float(query["threshold"]))
+            return inference.png(mask)
+
+        def _run(self, work: Callable[[], tuple[str, bytes]]) -> None:
+            """Sends the result of `work`, or its error as one line, with status 200: browsers log the others."""
+            try:
+                self._send(200, *work())
+            except (DataError, ValueError, LookupError) as error:
+                self._fail(200, printable(str(error)))
+            except (MemoryError, RuntimeError) as error:
+                self._fail(200, printable(" ".join(str(error).split())[:300] or "out of memory"))
+
+        def _is_allowed(self) -> bool:
+            """Returns False, and sends an error, for a request that a page of another origin has sent."""
+            name = self.headers.get("Host", "")
+            origin = self.headers.get("Origin", f"http://{name}")
+            local = host not in _HOSTS or name.rpartition(":")[0] in _HOSTS
+            if local and origin == f"http://{name}":
+                return True
+            self.close_connection = True
+            self._fail(403, "requests of other pages are refused")
+            return False
+
+        def _send(self, status: int, kind: str, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def _fail(self, status: int, line: str) -> None:
+            self._send(status, "application/json", to_json({"error": line}))
+
+        def log_message(self, *arguments: Any) -> None:
+            """Logs nothing: the terminal has the address only."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *arguments: Any) -> None:
+            """Ignores a connection that the browser has closed."""
+
+    return Server((host.strip("[]"), port), Handler)

@@ -1,0 +1,220 @@
+"""The page on which images are dropped: its answers against the prediction, its server over HTTP, and real clicks."""
+
+import base64
+import contextlib
+import io
+import json
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segjax import inference
+from segjax.data import label_set
+from segjax.data.io import RawFile
+from segjax.reporting.demo_page import Demo, answer, log_odds, make_server, mask_from
+from segjax.trained_run import TrainedRun
+from segjax.training import defaults
+from segjax.training.state import init_state, make_model
+
+STREET = np.random.default_rng(2).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+
+
+def as_png(pixels):
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def pixels_of(url):
+    """Returns the pixels of a data URL."""
+    kind, _, content = url.partition(";base64,")
+    assert kind in ("data:image/png", "data:image/jpeg")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """A network that was not trained, with a second predictor that finds debris everywhere."""
+    config = defaults()
+    config.data.size = (32, 48)
+    config.model.width, config.model.depth, config.model.padding = 4, 1, "zeros"
+    labels = label_set(config.data)
+    model = make_model(config, labels.num_classes)
+    run = TrainedRun(None, config, model, init_state(config, model), labels)
+    options = [inference.PredictOptions((32, 48), threshold=value) for value in (None, -50.0)]
+    predictors = [run.predictor(one, probabilities=True) for one in options]
+    street = RawFile("street.png", 0, lambda: as_png(STREET))
+    guarantees = {"at most 0.1 of debris missed": "guarantee: at most 10 %"}
+    return Demo(run._replace(workdir="runs/street"), predictors, guarantees, {"street": street}, ("a </script> note",))
+
+
+@pytest.fixture(scope="module")
+def address(demo):
+    """The address of a running server."""
+    with make_server(demo, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def fetch(url, data=None, **headers):
+    """Returns status, type and content of an answer."""
+    request = urllib.request.Request(url, data, {name.replace("_", "-"): value for name, value in headers.items()})
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=60) as found:
+        return found.status, found.headers["Content-Type"], found.read()
+    try:
+        urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read()
+
+
+def test_answer_has_the_image_and_the_maps_of_its_prediction(demo):
+    image, prediction = demo.predict(as_png(STREET), "street")
+    found = answer(image, prediction, 2)
+    assert found["size"] == [40, 56]
+    assert pixels_of(found["image"]).shape == STREET.shape
+    np.testing.assert_array_equal(pixels_of(found["mask"]), prediction.mask)
+    levels = pixels_of(found["log_odds"]).reshape(2, 40, 56).astype(float)
+    odds = np.log(prediction.probabilities) - np.log1p(-prediction.probabilities)
+    np.testing.assert_allclose(levels * 32 / 255 - 16, np.moveaxis(odds, -1, 0), atol=16 / 255 + 1e-5)
+    entropy = found["uncertainties"]["entropy"]
+    assert entropy["maximum"] == pytest.approx(np.log(2))
+    values = pixels_of(entropy["levels"]) * np.log(2) / 255
+    np.testing.assert_allclose(values, prediction.uncertainties["entropy"], atol=np.log(2) / 510 + 1e-6)
+
+
+def test_answer_shows_a_large_image_in_a_smaller_size(demo):
+    image = np.zeros((700, 2560, 3), np.uint8)
+    prediction = inference.Prediction(
+        np.zeros((700, 2560), np.uint8), {"entropy": np.zeros((700, 2560), np.float32)}, np.full((700, 2560, 2), 0.5)
+    )
+    found = answer(image, prediction, 2)
+    assert found["size"] == [700, 2560]
+    assert pixels_of(found["mask"]).shape == pixels_of(found["image"]).shape[:2] == (350, 1280)
+    assert pixels_of(found["log_odds"]).shape == (700, 1280)
+
+
+def test_log_odds_are_clipped():
+    np.testing.assert_allclose(log_odds(np.array([0.0, 0.5, 1.0, 0.25])), [-16, 0, 16, np.log(1 / 3)], atol=1e-12)
+
+
+def test_mask_from_equals_a_predictor_with_the_threshold(demo):
+    _, prediction = demo.predict(as_png(STREET), "street")
+    probability = float(np.median(prediction.probabilities[..., 1])) + 1e-4
+    options = inference.PredictOptions((32, 48), threshold=float(np.log(probability / (1 - probability))))
+    expected = demo.run.predictor(options)(STREET).mask
+    assert 0 < expected.mean() < 1
+    np.testing.assert_array_equal(mask_from(prediction.probabilities, 1, probability), expected)
+
+
+def test_mask_from_gives_the_likeliest_other_class_below_the_threshold():
+    probabilities = np.array([[[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]]])
+    assert mask_from(probabilities, 0, 0.9).tolist() == [[1, 2]]
+    assert mask_from(probabilities, 0, 0.1).tolist() == [[0, 0]]
+
+
+def test_server_sends_the_page_and_its_images(address):
+    status, kind, page = fetch(address)
+    assert (status, kind) == (200, "text/html; charset=utf-8")
+    assert b"/*" not in page.partition(b"<script")[0].replace(b"/* The", b"")  # every part is filled in
+    assert page.count(b"</script>") == 2
+    assert fetch(f"{address}/images/0") == (200, "application/octet-stream", as_png(STREET))
+
+
+def test_server_predicts_what_is_posted(address, demo):
+    status, _, content = fetch(f"{address}/predict?name=street.png", as_png(STREET))
+    found = json.loads(content)
+    assert (status, found["size"]) == (200, [40, 56])
+    np.testing.assert_array_equal(pixels_of(found["mask"]), demo.predictors[0](STREET).mask)
+
+
+def test_server_predicts_with_the_chosen_guarantee(address):
+    _, _, content = fetch(f"{address}/predict?guarantee=1", as_png(STREET))
+    assert pixels_of(json.loads(content)["mask"]).min() == 1
+    _, kind, mask = fetch(f"{address}/mask?guarantee=1", as_png(STREET))
+    assert (kind, np.asarray(Image.open(io.BytesIO(mask))).min()) == ("image/png", 1)
+
+
+def test_server_sends_the_mask_of_a_threshold(address, demo):
+    _, prediction = demo.predict(as_png(STREET), "street")
+    probability = float(np.median(prediction.probabilities[..., 1]))
+    _, kind, mask = fetch(f"{address}/mask?class=1&threshold={probability}", as_png(STREET))
+    assert kind == "image/png"
+    expected = mask_from(prediction.probabilities, 1, probability)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "line"),
+    [
+        ("/predict?name=notes.txt", b"hello", {}, 200, "notes.txt: cannot be decoded; expected PNG, JPEG, TIFF"),
+        ("/predict?guarantee=7", as_png(STREET), {}, 200, "index out of range"),
+        ("/predict?guarantee=x", as_png(STREET), {}, 200, "invalid literal"),
+        ("/nothing", b"", {}, 404, "there is no /nothing"),
+        ("/images/1", None, {}, 404, "there is no /images/1"),
+        ("/../demo_page.py", None, {}, 404, "there is no /"),
+        ("/", None, {"Host": "evil.example"}, 403, "requests of other pages are refused"),
+        ("/predict", as_png(STREET), {"Origin": "http://evil.example"}, 403, "requests of other pages are refused"),
+        ("/predict", b"", {"Content_Length": str(2**40)}, 413, "expected an image file of at most 200 MB"),
+    ],
+)
+def test_server_answers_a_mistake_with_one_line(address, path, body, headers, status, line):
+    found, kind, content = fetch(address + path, body, **headers)
+    assert (found, kind) == (status, "application/json")
+    assert line in json.loads(content)["error"]
+
+
+def test_server_refuses_a_port_that_is_taken(demo, address):
+    with pytest.raises(OSError, match="Address already in use"):
+        make_server(demo, "127.0.0.1", int(address.rpartition(":")[2]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_shows_masks_values_thresholds_and_guarantees_in_a_browser(address, tab, tmp_path, dark):
+    text = "document.querySelector('#{}').textContent".format
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "second.png").write_bytes(as_png(STREET[::-1].copy()))
+    with tab(dark=dark) as opened:
+        opened.open(f"{address}/")
+        opened.wait("!document.querySelector('#viewer').hidden && document.querySelector('#canvas').width === 56")
+        opened.move("#canvas", 0.5, 0.5)
+        opened.wait(text("values") + ".startsWith('x 28, y 20: ')")
+        assert "entropy 0." in opened.evaluate(text("values"))
+        opened.click("#canvas")
+        opened.evaluate("document.querySelector('#canvas').focus()")
+        opened.press("ArrowRight")
+        opened.wait(text("values") + ".startsWith('x 29, y 20: ')")
+
+        opened.click("#threshold", 0.3)  # a low threshold: debris everywhere
+        opened.wait(text("legend") + ".includes('debris100.00 %')")
+        assert opened.evaluate(text("threshold-value")).startswith("p ≥ ")
+        opened.click("input[value=entropy]")
+        before = opened.evaluate("document.querySelector('#canvas').toDataURL()")
+        opened.click("#opacity", 0.01)
+        opened.wait(f"document.querySelector('#canvas').toDataURL() !== {json.dumps(before)}")
+
+        choose = "(e => {e.value = 1; e.dispatchEvent(new Event('change'))})(document.querySelector('#guarantee'))"
+        opened.evaluate(choose)
+        opened.wait(text("guarantee-text") + " === 'guarantee: at most 10 %'")
+        assert opened.evaluate("document.querySelector('#threshold').disabled")
+        assert opened.evaluate(text("legend")).endswith("debris100.00 %")
+
+        files = opened.send("Runtime.evaluate", expression="document.querySelector('#files')")["result"]["objectId"]
+        paths = [str(tmp_path / name) for name in ("notes.txt", "second.png")]
+        opened.send("DOM.setFileInputFiles", files=paths, objectId=files)
+        opened.wait("[...document.querySelectorAll('#images button')].map(b => b.disabled).join() === 'false,false'")
+        assert opened.evaluate(text("errors")).startswith("notes.txt: cannot be decoded")
+        opened.click("#images li:nth-child(2) button")
+        opened.wait(text("values") + ".startsWith('second.png, 56 × 40 pixels')")
+        for width in (390, 1600):
+            opened.resize(width, 900)
+            assert not opened.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+        assert opened.console == []
+        assert all(url.startswith((address, "data:", "blob:")) for url in opened.requests)
