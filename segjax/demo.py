@@ -1,4 +1,4 @@
-"""Serves a page on which you drop images and see their masks and uncertainties, with sliders and values.
+"""Serves a page on which you drop images and see their masks, uncertainties and values.
 
 Examples:
   segjax demo --checkpoint=runs/debris

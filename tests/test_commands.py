@@ -8,6 +8,10 @@ import re
 import shlex
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import cv2
@@ -370,6 +374,32 @@ def test_compare_shows_all_its_pictures_in_a_browser(run, tmp_path, run_command,
     run_command("compare", run[0], tmp_path / "other", "--images=2", f"--output={tmp_path}")
     for width, seen in browser((tmp_path / "comparison.html").read_text()).items():
         assert (all(seen["images"]), seen["wide"]) == (True, False), width
+
+
+@pytest.mark.slow
+def test_demo_serves_until_it_is_interrupted(run, street, process_environment):
+    image = street / "è" / "one.png"
+    command = [sys.executable, "-m", "segjax.demo", f"--checkpoint={run[0]}", "--port=0", str(image)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=process_environment) as process:
+        try:
+            line = process.stdout.readline()
+            address = re.fullmatch(rf"{run[0]} on (http://127\.0\.0\.1:\d+) until you press Ctrl-C\n", line)[1]
+            with urllib.request.urlopen(f"{address}/images/0", timeout=60) as found:
+                assert found.read() == image.read_bytes()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_demo_refuses_a_port_that_is_taken(run, run_command):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        status, printed, error = run_command("demo", f"--checkpoint={run[0]}", f"--port={taken.getsockname()[1]}")
+    assert (status, printed) == (1, "")
+    assert error.startswith("error: [Errno 98] Address already in use. Choose another port")
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ import segjax
 ROOT = Path(__file__).resolve().parents[1]
 
 FOUNDATION = ("collectives", "checks", "boxes", "distance")
-ENTRY_POINTS = ("cli", "train", "evaluate", "calibrate", "predict", "report", "compare", "export", "__main__")
-ENTRY_POINTS += ("shipped_configs", "data_commands")
+ENTRY_POINTS = ("cli", "train", "evaluate", "calibrate", "predict", "report", "compare", "demo", "export")
+ENTRY_POINTS += ("shipped_configs", "data_commands", "__main__")
 # Commands and experiments sit on top of everything else.
 EVERYTHING = (
     *(*FOUNDATION, "storage", "losses", "metrics", "models", "data"),

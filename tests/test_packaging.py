@@ -17,7 +17,7 @@ from segjax import __version__
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
-COMMANDS = ("train", "calibrate", "evaluate", "predict", "report", "compare", "export", "configs")
+COMMANDS = ("train", "calibrate", "evaluate", "predict", "report", "compare", "demo", "export", "configs")
 NEEDS = "segjax{} needs the extra \"train\": pip install 'segjax[train]'"
 BUILD = "import setuptools.build_meta as b, sys; folder = sys.argv[1]; b.build_sdist(folder); b.build_wheel(folder)"
 TINY = ("data.scene_size=(64,96)", "data.size=(32,48)", "data.train_examples=8", "data.val_examples=4")

@@ -37,7 +37,7 @@ _HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Demo(NamedTuple):
-    """What the server needs: the run, its predictors, and the images that the page shows at the beginning.
+    """Data of the server: the run, its predictors, and the images that the page shows at the beginning.
 
     `predictors` has the default one, and then one per entry of `guarantees`, of which the page offers the names and
     shows the texts.

@@ -38,7 +38,7 @@ def pixels_of(url):
 
 @pytest.fixture(scope="module")
 def demo():
-    """A network that was not trained, with a second predictor that finds debris everywhere."""
+    """Returns a network that was not trained, with a second predictor that finds debris everywhere."""
     config = defaults()
     config.data.size = (32, 48)
     config.model.width, config.model.depth, config.model.padding = 4, 1, "zeros"
@@ -54,7 +54,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def address(demo):
-    """The address of a running server."""
+    """Returns the address of a running server."""
     with make_server(demo, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
