@@ -1,7 +1,7 @@
 """Writes a one-page report of a trained run: curves, scores, calibration, best and worst images.
 
-For a detector: COCO's average precision and recall, and precision and recall per score threshold. For classes that
-overlap: scores and reliability per class.
+For a detector: COCO's average precision and recall, and precision and recall per threshold.
+For classes that overlap: scores and reliability per class.
 
 Examples:
   segjax report runs/debris

@@ -18,7 +18,8 @@ from segjax.data.io import RawFile
 from segjax.reporting.demo_page import Demo, answer, log_odds, make_server, mask_from
 from segjax.trained_run import TrainedRun
 from segjax.training import defaults
-from segjax.training.state import init_state, make_model
+from segjax.training.network import make_model
+from segjax.training.train_step import init_state
 
 STREET = np.random.default_rng(2).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 
