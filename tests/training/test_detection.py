@@ -426,7 +426,7 @@ def test_report_of_a_detector(trained_detector, tmp_path, run_command, browser):
     assert (data["scores"]["objects"], data["split"]) == (scores["objects"], "val")
     assert len(data["worst"]) == 1
     for width, seen in browser((tmp_path / "report.html").read_text()).items():
-        assert (all(seen["images"]), seen["charts"] > 4, seen["wide"]) == (True, True, False), width
+        assert (all(seen["images"]), seen["charts"] >= 3, seen["wide"]) == (True, True, False), width
 
 
 @pytest.mark.slow
