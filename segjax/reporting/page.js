@@ -147,7 +147,8 @@ class Chart {
 
   draw() {
     const {data, memory: {log}} = this, lines = this.visible;
-    const width = this.width = this.plot.clientWidth, isLarge = this.plot.closest('.large');
+    // While a window is being resized a plot may have no width, and SVG has no negative ones.
+    const width = Math.max(120, this.width = this.plot.clientWidth), isLarge = this.plot.closest('.large');
     const height = Math.round(Math.min(isLarge ? innerHeight - 200 : 340, Math.max(210, width * 0.58)));
     this.svg.replaceChildren();
     this.box.hidden = true;
