@@ -1,4 +1,4 @@
-"""Semantic segmentation in JAX where the interesting pixels are rare and the model must know when it does not know.
+"""Semantic segmentation in JAX for rare classes, with per-pixel uncertainty, and object detection.
 
 `segjax.losses`, `segjax.metrics` and `segjax.boxes` are pure functions that need jax, chex and jaxtyping alone;
 everything else comes with the extra `segjax[train]`. Each part loads when it is first used: `import segjax` loads no

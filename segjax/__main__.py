@@ -15,7 +15,7 @@ from segjax import __version__, missing_extra
 COMMANDS = {
     "data": "check a folder of your own, show it on a page, turn annotations into masks",
     "train": "train a network from a config; the same command resumes a run",
-    "calibrate": "fit probabilities, and a threshold with a guarantee, to images not trained on",
+    "calibrate": "calibrate probabilities, and choose thresholds with a guarantee, on held-out images",
     "evaluate": "score a trained run on a split",
     "predict": "write masks and uncertainties of images, or boxes of their objects",
     "report": "show a trained run on one page",

@@ -463,7 +463,7 @@ if __name__ == "__main__":
     cli.define_checkpoint()
     cli.define_data_fields("config")
     flags.DEFINE_string(
-        "split", None, "Images to calibrate on, not those of training, such as val; default: data.eval_split."
+        "split", None, "Split to calibrate on, of images that were not trained on; default: data.eval_split."
     )
     flags.DEFINE_enum(
         "scaling",
@@ -486,7 +486,7 @@ if __name__ == "__main__":
         "Kind of mask or set: threshold (the default); --risk=fnr: dilation; --risk=miscoverage: class, adaptive.",
     )
     cli.define_number("level", float, "(0, 1)", "Bound of the expected risk, in (0, 1); required with --risk.")
-    flags.DEFINE_string("class", None, "Class for --risk=fnr; default: the rare one of two. Required for more.")
-    flags.DEFINE_string("output", None, "JSON file; default of one run: WORKDIR/calibration.json.")
+    flags.DEFINE_string("class", None, "Class for --risk=fnr; default: the rare one of two; required for more classes.")
+    flags.DEFINE_string("output", None, "JSON file; default for one run: WORKDIR/calibration.json.")
     cli.define_overwrite()
     cli.run(main, required=["checkpoint"])

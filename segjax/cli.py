@@ -509,7 +509,7 @@ def define_calibrated() -> None:
 
 def define_calibration() -> None:
     """Defines `--calibration`, the `calibration` of `trained_run.load_run`."""
-    help_text = "File of segjax calibrate; default of one run: WORKDIR/calibration.json."
+    help_text = "Output of segjax calibrate; default for one run: WORKDIR/calibration.json."
     flags.DEFINE_string("calibration", None, help_text)
 
 

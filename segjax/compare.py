@@ -1,6 +1,6 @@
 """Compares trained runs on one page: scores, classes, curves, configs, and the images that differ.
 
-Runs whose configs differ in the seed only are one row, with mean and spread.
+Runs whose configs differ in the seed only share one row, with mean and standard deviation.
 
 Examples:
   segjax compare runs/cross_entropy runs/focal
@@ -40,13 +40,13 @@ def main(argv: list[str]) -> None:
     for section in report.sections[:2]:
         show(section.tables[0], console)
     say(comparison.finding(compared), console)
-    say(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it", console)
+    say(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG next to it", console)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("split", None, "Split to score; default: data.eval_split of the first run.")
     flags.DEFINE_string("output", "comparison", "Folder for comparison.html and its other files.")
-    cli.define_number("images", 8, COUNT_OR_ZERO, "Number of images to show, those whose mean IoU differs most.")
+    cli.define_number("images", 8, COUNT_OR_ZERO, "Number of images to show: those whose mean IoU differs most.")
     cli.define_data_fields("config")
     cli.define_overwrite()
     cli.run(main, required=[])

@@ -158,26 +158,26 @@ if __name__ == "__main__":
         "predictions",
         "Folder for NAME_mask.png, or boxes and detections.json.",
     )
-    flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image under its classes.")
-    flags.DEFINE_string("class", None, "Class that --threshold is for, and the only one that overlays show.")
+    flags.DEFINE_bool("overlay", True, "Write NAME_overlay.png, the image tinted by class.")
+    flags.DEFINE_string("class", None, "Class for --threshold; overlays then show this class only.")
     measures = (*inference.UNCERTAINTIES, *inference.LOGIT_SCORES)
     cli.define_bare_or_one_of("uncertainty", measures, "Write NAME_uncertainty.png.")
     cli.define_number(
-        "uncertainty_max", float, POSITIVE, "Uncertainty with the lightest colour; the last line prints the one used."
+        "uncertainty_max", float, POSITIVE, "Uncertainty shown in the lightest colour; the value used is printed."
     )
     flags.DEFINE_bool("probabilities", False, "Write NAME_probabilities.npz: float32 [H, W, C], and the uncertainties.")
     help_text = "Class indices, or the data set's values."
     flags.DEFINE_enum("values", "index", ["index", "dataset"], help_text)
-    flags.DEFINE_bool("palette", False, "Write masks with a palette, the colours of the classes.")
+    flags.DEFINE_bool("palette", False, "Store the colours of the classes in the masks as a palette.")
     flags.DEFINE_bool("contact_sheet", False, "Write contact_sheet.png, thumbnails of up to 24 images.")
     cli.define_number(
-        "threshold", float, "(0, 1)", "Give a pixel to --class, or to the rare one of two, from this probability on."
+        "threshold", float, "(0, 1)", "Assign --class (of two: the rare one) to pixels of at least this probability."
     )
     cli.define_number(
         "at_precision", float, FRACTION, "Use the threshold at which --class reached this precision in evaluation."
     )
-    cli.define_guarantee("guarantee", "Use the mask of segjax calibrate --risk=fnr; =LEVEL selects one of several.")
-    cli.define_guarantee("sets", "Write NAME_set.png: classes per pixel by segjax calibrate --risk=miscoverage.")
+    cli.define_guarantee("guarantee", "Use the mask rule of segjax calibrate --risk=fnr; =LEVEL if several exist.")
+    cli.define_guarantee("sets", "Write NAME_set.png, set sizes: segjax calibrate --risk=miscoverage; =LEVEL.")
     cli.define_calibrated()
     cli.define_calibration()
     cli.define_min_score()

@@ -55,13 +55,13 @@ def main(argv: list[str]) -> None:
     data.pop("overlaps", None)  # a detector has none
     written = write_report(report, output, "report", nan_to_none(data), overwrite=flags.FLAGS.overwrite)
     say(summary_line(inspection.scores))
-    say(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG beside it")
+    say(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG next to it")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("split", None, "Split to inspect; default: data.eval_split of the config.")
     flags.DEFINE_string(
-        "output", None, "Folder for report.html and its other files; default of one run: WORKDIR/report."
+        "output", None, "Folder for report.html and its other files; default for one run: WORKDIR/report."
     )
     cli.define_number("images", 4, COUNT_OR_ZERO, "Number of best images to show, and of worst images.")
     cli.define_number(

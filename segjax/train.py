@@ -1,8 +1,8 @@
 """Trains a network from a config; the same command resumes a run.
 
-On several hosts the same command runs on each, with --distributed.
+To train on several hosts, run the same command on each of them with --distributed.
 
-Ctrl-C, SIGTERM and the end of the terminal stop the run after its current step: the state is saved,
+Ctrl-C, SIGTERM or closing the terminal stops the run after its current step: the state is saved,
 and the exit status is 0. A second Ctrl-C stops it at once, with status 130.
 
 Examples:
@@ -63,7 +63,7 @@ def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:
     if found.refusals:
         more = f" (and {len(found.refusals) - 1} more)" * (len(found.refusals) > 1)
         raise DataError(f"{found.refusals[0]}{more}. segjax data check {root} describes the folder")
-    say(f"config found from {root}, and kept in the workdir:", console)
+    say(f"config inferred from {root}, and saved in the workdir:", console)
     for line in found.lines():
         say(f"  {line}", console)
     for line in found.warnings:
@@ -83,7 +83,9 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
-    flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host, where the cluster does not set it.")
-    cli.define_number("hosts", int, COUNT, "Number of processes, where the cluster does not set it.")
-    cli.define_number("host", int, COUNT_OR_ZERO, "Index of this process, from 0, where the cluster does not set it.")
+    flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host; needed if the cluster does not set it.")
+    cli.define_number("hosts", int, COUNT, "Number of processes; needed if the cluster does not set it.")
+    cli.define_number(
+        "host", int, COUNT_OR_ZERO, "Index of this process, from 0; needed if the cluster does not set it."
+    )
     cli.run(main, required=[("config", "data"), "workdir"])

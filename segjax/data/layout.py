@@ -167,7 +167,7 @@ def _refuse_without_masks(root: Path, images: list[_File], per_class: str) -> No
     found = f"{len(images)} image(s), such as {images[0].path}," if images else "no image"
     if command := conversion(root):
         raise DataError(f"{root}: {found} and no mask, but annotations; convert them with: {command}")
-    expected = "expected masks in a folder such as masks, named as the images, or config.data.masks = '{stem}_mask'"
+    expected = "put masks with the names of the images into a folder 'masks', or set config.data.masks = '{stem}_mask'"
     raise DataError(f"{root}: {found} and no mask; {expected}{per_class}")
 
 

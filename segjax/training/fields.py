@@ -151,8 +151,8 @@ FIELDS = {
     "data.multilabel": Field(
         False, "folder: classes may overlap: one mask and one sigmoid per class; data.masks is 'masks/{class}/{stem}'"
     ),
-    "data.images": Field("", "folder: pattern of the images, '{split}/{stem}_image'; '': by the usual names"),
-    "data.masks": Field("", "folder: pattern of the masks, '{stem}_mask', 'gt/*/{stem}.png'; '': by the usual names"),
+    "data.images": Field("", "folder: pattern of the images, '{split}/{stem}_image'; '': the usual names"),
+    "data.masks": Field("", "folder: pattern of the masks, '{stem}_mask', 'gt/*/{stem}.png'; '': the usual names"),
     "data.split_files": Field("", "folder: folder of train.txt and val.txt; '': find them, none: ignore them"),
     "data.groups": Field(
         "", "folder, coco: pattern of image names, '{group}_*'; a group, such as a patient, is never split"
@@ -197,7 +197,7 @@ FIELDS = {
     ),
     "data.orientation": Field(
         "displayed",
-        "folder: how masks of photos turned by EXIF were drawn, if sizes do not tell",
+        "folder: orientation of the masks of photos that EXIF rotates, if sizes do not show it",
         ("displayed", "stored"),
     ),
     "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
@@ -295,7 +295,9 @@ FIELDS = {
     "model.num_samples": Field(3, "number K of dropout samples", range=SIZE),
     "model.dropout_rate": _traced(0.2, "dropout rate of the head", range=PROBABILITY),
     "model.dropout_mask": Field("element", "one mask value per pixel, or per image (cheaper)", ("element", "channel")),
-    "model.deep_dropout": Field(0, "number of deepest blocks, on each side, followed by dropout", range=COUNT_OR_ZERO),
+    "model.deep_dropout": Field(
+        0, "number of deepest blocks of encoder and of decoder with dropout after them", range=COUNT_OR_ZERO
+    ),
     "model.deep_dropout_rate": _traced(0.5, "dropout rate inside the network", range=PROBABILITY),
     "objective.loss": Field("softmax_cross_entropy", "the loss per pixel", tuple(PIXEL_LOSSES)),
     "objective.gamma": _traced(2.0, "focusing parameter γ of the focal losses", range=NONNEGATIVE),
@@ -311,7 +313,9 @@ FIELDS = {
     "objective.seesaw_p": _traced(0.8, "seesaw: exponent of the ratio of the class frequencies", range=NONNEGATIVE),
     "objective.seesaw_q": _traced(2.0, "seesaw: exponent of the ratio of the probabilities", range=NONNEGATIVE),
     "objective.asymmetric_delta": _traced(
-        0.7, "asymmetric focal: weight δ of every class but class 0, which has the weight 1 - δ and γ", range="[0, 1]"
+        0.7,
+        "asymmetric focal: weight δ of all classes except 0, for which the weight is 1 - δ and γ applies",
+        range="[0, 1]",
     ),
     "objective.logit_adjustment": _number(
         "softmax losses: τ of the logit adjustment in training (1 in Menon et al. 2021); None: off", traced=True
@@ -382,7 +386,7 @@ FIELDS = {
         COUNT_OR_ZERO,
         int,
     ),
-    "objective.positive_iou": Field(0.5, "detector: smallest IoU of an anchor and the object it finds", range="[0, 1]"),
+    "objective.positive_iou": Field(0.5, "detector: smallest IoU of an anchor with its object", range="[0, 1]"),
     "objective.negative_iou": Field(0.4, "detector: IoU below which an anchor is background", range="[0, 1]"),
     "objective.box_weight": Field(1.0, "detector: factor of the loss of the boxes", range=NONNEGATIVE),
     "objective.box_beta": Field(1 / 9, "detector: error at which the box loss becomes linear", range=POSITIVE),
@@ -423,9 +427,11 @@ FIELDS = {
         (), "(augment.crop_fraction, training.steps, optimizer.learning_rate) per phase", item=tuple
     ),
     "training.ema_decay": _number(
-        "decay of averaged parameters, which are scored; None: off", range=PROBABILITY, traced=True
+        "decay of the moving average of the parameters, which is scored; None: off", range=PROBABILITY, traced=True
     ),
-    "training.skip_nonfinite": Field(0, "skip non-finite steps, at most so many in a row; 0: off", range=COUNT_OR_ZERO),
+    "training.skip_nonfinite": Field(
+        0, "largest number of non-finite steps in a row to skip; 0: none", range=COUNT_OR_ZERO
+    ),
     "training.donate": Field(True, "reuse the memory of the state before the step"),
     "training.prefetch": Field(1, "batches placed on the devices ahead of the current step", range="[0, 64]"),
     "training.gradient_budget": Field(False, "log the gradient by class and by easy and hard pixels"),

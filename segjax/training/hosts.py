@@ -190,8 +190,8 @@ def failures_end_all_hosts() -> Iterator[None]:
 class Preemption:
     """Context manager that listens for the signals that stop a run, and restores the handlers at its end.
 
-    These are SIGTERM, which clusters send before they take a machine away, Ctrl-C (SIGINT) and the end of a terminal
-    (SIGHUP). Signals that were already ignored, as SIGHUP under nohup, stay ignored. A second Ctrl-C raises
+    These are SIGTERM, which clusters send before they take a machine away, Ctrl-C (SIGINT) and the closing of a
+    terminal (SIGHUP). Signals that were already ignored, as SIGHUP under nohup, stay ignored. A second Ctrl-C raises
     KeyboardInterrupt.
 
     With several hosts, SIGINT and SIGHUP are forwarded as SIGTERM to JAX's preemption service, which notifies all

@@ -218,7 +218,7 @@ def test_open_split_missing_raw_files(config, tmp_path, monkeypatch):
     monkeypatch.delenv("SEGJAX_LOST_AND_FOUND_DIR", raising=False)
     with pytest.raises(
         DataError,
-        match=r"lost_and_found: not prepared in .* and no raw files in .*\$SEGJAX_LOST_AND_FOUND_DIR to: left",
+        match=r"lost_and_found: not prepared .* no raw files in .*\$SEGJAX_LOST_AND_FOUND_DIR to the folder with left",
     ):
         open_split(config("lost_and_found", tmp_path), "train")
 
