@@ -70,7 +70,7 @@ def run(
 ) -> None:
     """Parses the flags, of which the `required` ones must be given, and calls `main` with all other arguments.
 
-    Of a tuple in `required` one flag is enough. The first argument selects one of the `subcommands`, each of which has
+    One flag of a tuple in `required` is enough. The first argument selects one of the `subcommands`, each of which has
     its own help and refuses the flags of the others.
 
     A mistake of the user, or an error of the operating system, ends the process with one line and status 1, after which

@@ -38,7 +38,7 @@ _EXCLUSIVE = ("sets", "values", "palette")
 def main(argv: list[str]) -> None:
     """Writes a mask, and the chosen pictures, of each image, at the image's own size; or the boxes of a detector.
 
-    Of classes that overlap, each has a mask of its own.
+    Classes that overlap have a mask each.
     """
     if not argv[1:]:
         raise app.UsageError("name at least one image, folder or pattern")

@@ -127,7 +127,7 @@ def predict_with_uncertainty(
 
     .. math:: z = W^\top x + b, \qquad z_k = W^\top x'_k + b, \quad k = 0 \ldots K-1
 
-    `model` has one linear head, `head/linear` in its parameters, as `segjax.models.UNet`, and takes `images`
+    `model` has one linear head, `head/linear` in its parameters, like `segjax.models.UNet`, and takes `images`
     `[B, H, W, channels]`. The other arguments and the errors are those of `head_uncertainty`; rate and mask default to
     the model's. On a CPU, 30 masks per channel take less than a pass of a narrow U-Net, masks per element take
     as long as many passes.

@@ -43,7 +43,7 @@ _MIN_PROBABILITY = 1e-37  # its logarithm is finite in float32
 
 @dataclasses.dataclass(frozen=True)
 class PredictOptions:
-    """Options of a prediction, as `segjax.predict` has flags for them.
+    """Options of a prediction; `segjax predict` has a flag for most of them.
 
     Attributes:
       tile: height and width of the network's input.
@@ -62,7 +62,7 @@ class PredictOptions:
       members: networks of the ensemble; a `Predictor` sets it.
       scaling: applied to the logits before the probabilities and the entropy; never changes the likeliest class.
       scale_threshold: the threshold is of the log odds with `scaling`; False: of those without it.
-      logit_score: a key of `LOGIT_SCORES`, predicted beside the entropy; one sample only.
+      logit_score: a key of `LOGIT_SCORES`, predicted in addition to the entropy; one sample only.
       set_thresholds: log odds, without `scaling`, from which a class is in the set of a pixel, one per class. None: no
         sets.
       adaptive_sets: the log odds of sets are `metrics.adaptive_log_odds`; False: `metrics.class_log_odds`.
@@ -123,7 +123,7 @@ class PredictOptions:
 
     @property
     def uncertainties(self) -> tuple[str, ...]:
-        """The available `UNCERTAINTIES` (the entropy, and all of them from two samples on), and the `logit_score`."""
+        """The available `UNCERTAINTIES` (the entropy; with two or more samples all of them), and the `logit_score`."""
         if self.num_samples > 1:
             return UNCERTAINTIES
         return UNCERTAINTIES[:1] if self.logit_score is None else (*UNCERTAINTIES[:1], self.logit_score)
@@ -220,7 +220,7 @@ class Predictor:
     p > 1/2, entropy and mutual information are sums over the classes, and the variance is their mean. A scaling is of
     the log odds. There are no sets and logit scores.
 
-    `model` has one linear head, as `segjax.models.UNet`, or is an `Ensemble` of such networks, each of which adds its
+    `model` has one linear head, like `segjax.models.UNet`, or is an `Ensemble` of such networks, each of which adds its
     own samples. `variables` are its parameters and batch statistics, and the default options are
     `PredictOptions(preprocessing.size)`. With `probabilities`, predictions have these too.
     """
@@ -401,7 +401,7 @@ def _summarise(
 ) -> Float[Array, "h w summary"]:
     """Returns the log of the mean probabilities, and the uncertainties except the entropy, of maps of statistics.
 
-    Of classes that overlap it returns the log odds of the mean probabilities.
+    For classes that overlap, it returns the log odds of the mean probabilities.
     """
     if multilabel:
         pairs = jnp.moveaxis(maps.reshape(*maps.shape[:2], -1, _PAIR_MAPS), -2, 0)
@@ -440,7 +440,7 @@ def present_classes(
 ) -> tuple[Bool[Array, "*pixels classes"], Float[Array, "*pixels classes"]]:
     """Returns the classes of each pixel where they overlap, and the log odds after scaling.
 
-    A pixel has the classes of p > 1/2, and the class of a threshold from its log odds on. Nothing is dilated.
+    A pixel has the classes of p > 1/2, and the class of a threshold at or above it. Nothing is dilated.
     """
     calibrated = log_odds if options.scaling is None else metrics.scale_logits(log_odds, options.scaling)
     present = log_odds > 0

@@ -37,7 +37,7 @@ def overlay(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Lays `colours` over `image`: (1 - opacity) · image + opacity · colours, rounded.
 
-    Of the image, `as_rgb` is shown. Where `colours`, such as a colourized mask, are black, it stays as it is.
+    The image is shown as `as_rgb` returns it. Where `colours`, such as a colourized mask, are black, it stays as it is.
 
     >>> overlay(np.full((1, 1, 1), 100, np.uint8), np.array([[[200, 0, 0]]], np.uint8))
     array([[[150,  50,  50]]], dtype=uint8)
@@ -54,7 +54,7 @@ def overlay_palette(label_set: LabelSet, only: int | None = None) -> UInt8[np.nd
     """Returns the palette with black for the classes that an overlay does not tint.
 
     These are all but the class `only`; without it, a class named "background", or else of two the one that is not rare.
-    Of classes that overlap there are none without `only`.
+    For classes that overlap, there are none without `only`.
     """
     names, palette = label_set.names, label_set.palette.copy()
     if only is not None:
@@ -76,8 +76,8 @@ def draw_boxes(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Draws the edges of boxes (x_min, y_min, x_max, y_max), in pixels, on a copy of the image, each in its colour.
 
-    Of the image, `as_rgb` is shown. Edges are outside of the box and 1/200 of the shorter side wide. `texts`, one per
-    box or none, are written above the boxes, or below those at the upper edge of the image.
+    The image is shown as `as_rgb` returns it. Edges are outside of the box and 1/200 of the shorter side wide. `texts`,
+    one per box or none, are written above the boxes, or below those at the upper edge of the image.
 
     >>> drawn = draw_boxes(np.zeros((5, 5, 3), np.uint8), np.array([[2.0, 2, 3, 3]]), np.array([[9, 0, 0]], np.uint8))
     >>> print(drawn[..., 0])
@@ -251,8 +251,8 @@ def example_tiles(
 ) -> UInt8[np.ndarray, "height total 3"]:
     """Returns `tiles` of an image, its truth, its prediction and its uncertainties, above a legend of its classes.
 
-    Of the image, `as_rgb` is shown; truth and prediction are train ids, with void black and unseen cyan. `maxima` are
-    the uncertainties, by name, that have the lightest colour.
+    The image is shown as `as_rgb` returns it; truth and prediction are train ids, with void black and unseen cyan.
+    `maxima` are the uncertainties, by name, that have the lightest colour.
     """
     shown = {
         "image": as_rgb(image),

@@ -52,8 +52,8 @@ class OutputOptions(NamedTuple):
     """Files to write for each image besides its mask, NAME_mask.png.
 
     Attributes:
-      overlay: NAME_overlay.png, the image under the colours of its classes. The background, which is a class of this
-        name or the first of two, is not tinted, and classes of less than 2 % of the image are outlined.
+      overlay: NAME_overlay.png, the image with the colours of the classes over it. The background, which is a
+        class of this name or the first of two, is not tinted, and classes of less than 2 % of the image are outlined.
       only: the one class that overlays show; None: all.
       uncertainty: NAME_uncertainty.png, from 0, black, to `maximum`, pale yellow; the negative largest logit and the
         energy from -`maximum` to 0.
@@ -122,7 +122,7 @@ class OutputOptions(NamedTuple):
 class WriteSummary(NamedTuple):
     """Numbers of images predicted and kept from before, and an error message per skipped image.
 
-    Of a detector also the number of detections, the number of those that are drawn, and the highest score.
+    For a detector, also the number of detections, the number of those that are drawn, and the highest score.
     """
 
     written: int

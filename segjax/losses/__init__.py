@@ -1,4 +1,4 @@
-"""Losses for semantic segmentation: pure functions of logits, labels and a mask of the pixels that exist."""
+"""Losses for semantic segmentation: pure functions of logits, labels and a mask of the valid pixels."""
 
 from segjax.losses.classification import (
     hinge_loss,

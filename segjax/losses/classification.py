@@ -147,7 +147,7 @@ def softmax_poly1_loss(
     Args:
         logits: z, `[..., C]`, C ≥ 2.
         labels: y, integers in [0, C), `[...]`.
-        epsilon: ε ≥ -1. The paper takes 2 for ImageNet and -1 for instance segmentation on COCO.
+        epsilon: ε ≥ -1. The paper uses 2 for ImageNet and -1 for instance segmentation on COCO.
         gamma: focusing parameter γ ≥ 0.
         alpha: α ≥ 0, `[C]`; default 1. It weights both terms; other code weights one.
         where: boolean `[...]`; False removes the pixel.
@@ -272,7 +272,7 @@ def sigmoid_poly1_loss(
     Args:
         logits, targets: z and t, as in `sigmoid_cross_entropy`.
         epsilon: ε ≥ -1.
-        gamma: focusing parameter γ ≥ 0; the paper takes RetinaNet's γ = 2 and α = 0.25.
+        gamma: focusing parameter γ ≥ 0; the paper uses RetinaNet's γ = 2 and α = 0.25.
         alpha: α in [0, 1]. None: α_t = 1. It weights both terms; other code weights one.
         where: boolean, that shape; False removes the logit.
 
@@ -314,7 +314,7 @@ def sigmoid_focal_star_loss(
 
     .. math:: FL^* = -\frac{α_t}{γ} \left(t \log σ(γ z + β) + (1 - t) \log σ(-γ z + β)\right)
 
-    with α_t = α t + (1 - α)(1 - t). γ = 1, β = 0 is `sigmoid_cross_entropy`; the paper has (γ, β) = (2, 1) and (4, 0).
+    with α_t = α t + (1 - α)(1 - t). γ = 1, β = 0 is `sigmoid_cross_entropy`; the paper uses (γ, β) = (2, 1) and (4, 0).
 
     Args:
         logits, targets: z and t, as in `sigmoid_cross_entropy`.
@@ -323,7 +323,7 @@ def sigmoid_focal_star_loss(
         alpha, where: as in `sigmoid_cross_entropy`.
 
     Returns:
-        The loss per logit, in nats over γ, at least float32.
+        The loss per logit, in nats divided by γ, at least float32.
 
     Raises: TypeError or ValueError if a dtype or shape does not fit, γ ≤ 0, β is not finite, or α is outside [0, 1].
 

@@ -113,7 +113,7 @@ def box_loss(
     Args:
         offsets: o, `[..., 4]`, the output of a detector.
         targets: t, that shape, see `anchor_targets`.
-        beta: β > 0, the error at which the loss becomes linear. Fast R-CNN has 1, Detectron's RetinaNet 1/9.
+        beta: β > 0, the error at which the loss becomes linear. Fast R-CNN uses 1, Detectron's RetinaNet 1/9.
         where: boolean `[...]`; False removes the anchor. Only anchors with a box have a box loss.
 
     Returns:

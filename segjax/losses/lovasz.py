@@ -36,12 +36,13 @@ def lovasz_softmax_loss(
         e_i = |[y_i = c] - p_{ic}|, \qquad
         J_k = 1 - \frac{G - c_k}{G + k - c_k}
 
-    with the errors e of class c in falling order, the pixels :math:`c_k` of class c among the first k, all G of them,
-    :math:`J_0 = 0`, and the counted classes C. :math:`J_k` is the Jaccard loss if exactly the first k pixels are wrong.
+    :math:`e_{(k)}` are the errors of class c in descending order. :math:`c_k` of the first k pixels, and G of all,
+    are of class c. C are the counted classes, and :math:`J_0 = 0`. :math:`J_k` is the Jaccard loss if exactly the first
+    k pixels are wrong.
 
     Args:
         logits: `[..., C]`, C ≥ 2, class last, at least one pixel axis; p = softmax(logits).
-        labels: y, integers in [0, C), `[...]`. Another unmasked label gives NaN.
+        labels: y, integers in [0, C), `[...]`. Any other unmasked label gives NaN.
         where: boolean `[...]`, broadcastable; False removes the pixel.
         over_batch: static. True: one set per class over all images and devices; each device sorts the errors of the
             global batch. False: one set per class and image (`[B, ..., C]`), then the mean over images with a pixel.

@@ -24,10 +24,10 @@ with :math:`T = \sum_i t_i` or, squared, :math:`\sum_i t_i^2`. For targets of 0 
 The authors' code and MONAI with `soft_label=True` add a smoothing constant. MONAI's default and
 segmentation_models_pytorch have :math:`I = \sum_i p_i t_i` in plain sums too: there a hard prediction is better than
 p = t. A class is present if one of its targets is positive. Squared sums with α ≠ β are cut off at 0, so that soft
-targets have other minima beside p = t.
+targets have minima other than p = t.
 
 1 - TI is N / (I + N) with N = α Σ_{t=0} p + β Σ_{t=1} (1 - p), or squared N = α Σ (p - t)² + (β - α) Σ_{t=1} (1 - p).
-No term is negative or a difference of close numbers, so a nearly perfect prediction keeps its tiny loss.
+No term is negative or a difference of close numbers, so the tiny loss of a nearly perfect prediction stays accurate.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ def dice_loss(
     Args:
         logits: `[B, ..., C]`: batch, at least one pixel axis, C ≥ 2 classes (sigmoid: C ≥ 1 channels) last.
         labels: integers in [0, C), `[B, ...]`; sigmoid: booleans or numbers 0 and 1, `[B, ..., C]`. Or soft targets,
-            floats `[B, ..., C]`. Another unmasked label gives NaN.
+            floats `[B, ..., C]`. Any other unmasked label gives NaN.
         where: boolean `[B, ...]`, broadcastable; False removes the pixel. Sigmoid: also `[B, ..., C]`.
         squared: static; True: squared sums in the denominator (V-Net).
         over_batch: static; True: one Dice over the batch on all devices instead of one per image.
@@ -124,7 +124,7 @@ def jaccard_loss(
 
     Args:
         logits, labels, where, squared, over_batch, absent, classes, class_weights, activation, axis_name: as in
-            `dice_loss`, and so are I, P and T.
+            `dice_loss`, which also defines I, P and T.
 
     Returns:
         As `dice_loss`.
@@ -165,11 +165,11 @@ def tversky_loss(
         L = \operatorname{mean}_{b,c} (1 - TI_{bc})^γ, \qquad TI = \frac{I}{I + α (P - I) + β (T - I)}
 
     Args:
-        logits, labels: as in `dice_loss`, and so are I, P and T.
+        logits, labels: as in `dice_loss`, which also defines I, P and T.
         alpha: α ≥ 0, the weight of false positives; may be traced, like β and γ.
         beta: β ≥ 0, that of false negatives. Squared sums need β ≥ α (traced: the loss is cut off at 0).
         gamma: γ > 0. Abraham and Khan's γ is 1/γ here. γ > 1 down-weights pairs that are nearly right. γ < 1
-            down-weights all others and needs β > 0; its slope by TI is infinite at TI = 1, by the logits it is 0 there.
+            down-weights all others and needs β > 0; dL/dTI is infinite at TI = 1, dL/dz is 0 there.
         where, squared, over_batch, absent, classes, class_weights, activation, axis_name: as in `dice_loss`.
 
     Returns:
@@ -223,7 +223,7 @@ def generalized_dice_loss(
         \qquad w_{bc} = \left(\sum_i t_{bci}\right)^{-2}
 
     Args:
-        logits, labels, where, squared, over_batch: as in `dice_loss`, and so are I, P and T.
+        logits, labels, where, squared, over_batch: as in `dice_loss`, which also defines I, P and T.
         absent: unlike in the other losses, the weight of an absent class: "exclude" and "zero": 0; "one": the largest
             weight of the present classes, so that its false positives are penalised. For an image without any of the
             classes: as in `dice_loss`.

@@ -1,7 +1,7 @@
 """Losses of shape: centre lines (clDice) and the distance to the boundary.
 
 They take softmax classes or independent sigmoid channels, as the region losses do (`segjax.losses.region`). Void pixels
-are treated as if the image ended there: they are neither eroded from nor dilated into, and no distance is to them.
+are treated as if the image ended there: erosion and dilation ignore them, and no distance is measured to them.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Uncertainty in the objective: the variance over dropout heads, and penalties of uncertain and of too sure pixels.
+"""Uncertainty in the objective: the variance over dropout heads, and penalties on uncertain or overconfident pixels.
 
 The Cityscapes U-Net recipe (Regressionist/Semantic-Segmentation-UNet) adds a multiple of the mean penalty to its loss.
 """
@@ -140,8 +140,8 @@ def logit_margin_penalty(logits: Logits, *, margin: Scalar = 10.0, where: Where 
 
     .. math:: \ell = \frac{1}{C} \sum_c \max(0,\; \max_k z_k - z_c - m)
 
-    Beside the cross entropy, it does what label smoothing does, but only to pixels that are too sure: within the
-    margin, it is 0.
+    Added to the cross entropy, it acts like label smoothing, but only on overconfident pixels: within the margin, it
+    is 0.
 
     Args:
         logits: z, `[..., C]`, class last, C ≥ 2; a binary network's are 0 and z.

@@ -30,7 +30,7 @@ def class_weights(
     - "inverse": the mean weight per pixel is 1, and every class has the same total weight.
     - "median-frequency": :math:`f_c` is :math:`n_c` divided by the pixels of the images that contain class c.
     - "log": ENet's weights, between 1.4 and 50.
-    - "effective-number": scaled to a mean of 1 over the classes. Choose β near 1 - 1/n of a rare class of n pixels.
+    - "effective-number": scaled to a mean of 1 over the classes. Choose β near 1 - 1/n for a rare class of n pixels.
 
     Args:
         counts: unmasked pixels per class `[C]` (as of one image), or per image and class `[images, C]`.
@@ -248,7 +248,7 @@ def boundary_weights(
 
     Args:
         labels: as in `boundary_mask`.
-        factor: k ≥ 0; may be traced. The Cityscapes U-Net recipe has 2.
+        factor: k ≥ 0; may be traced. The Cityscapes U-Net recipe uses 2.
         mode, connectivity, background: as in `boundary_mask`; static.
         where: as in `boundary_mask`; a pixel with False has weight 1. Without it the rim of void is weighted too.
 

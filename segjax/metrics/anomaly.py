@@ -86,7 +86,7 @@ def max_logit_score(logits: Logits, *, where: Where = None) -> Float[Array, "*pi
 
     Args:
         logits: z, `[..., C]`, C ≥ 2; -inf rules a class out.
-        where: boolean `[...]`, broadcastable; False: the pixel does not exist, its result is 0.
+        where: boolean `[...]`, broadcastable; False removes the pixel; its result is 0.
 
     Returns: `[...]`, at least float32, higher for anomalies; NaN where an unmasked logit is NaN.
     Raises: TypeError or ValueError if a dtype or shape does not fit.
@@ -333,11 +333,11 @@ def mahalanobis_score(features: Features, gaussians: Gaussians, *, where: Where 
 def relative_mahalanobis_score(
     features: Features, gaussians: Gaussians, background: Gaussians, *, where: Where = None
 ) -> Float[Array, "*pixels"]:
-    r"""Returns the squared distance to the nearest class, less that to the Gaussian of all pixels.
+    r"""Returns the squared distance to the nearest class, minus that to the Gaussian of all pixels.
 
     .. math:: s = \min_c M_c - M_0
 
-    The difference cancels the directions in which all pixels vary and which no class explains.
+    The difference cancels variation that the pixels of all classes share.
 
     Args:
         features, gaussians: as in `mahalanobis_score`.
@@ -398,7 +398,7 @@ def laplace_sums(
 
     Args:
         features: x, `[..., F]`, floating: the head's input, such as `Segmentation.features`.
-        logits: z, `[..., C]`, the head's output, finite; of one logit, C = 1, p = σ(z).
+        logits: z, `[..., C]`, the head's output, finite; for a single logit (C = 1), p = σ(z).
         where, axis_name: as in `confusion_matrix`.
 
     Returns: `LaplaceSums`. The count is -2^31 and every sum NaN if an unmasked feature or logit is not finite.
@@ -511,8 +511,8 @@ def probit_logits(
 
     .. math:: z'_c = \frac{z_c - \bar z}{\sqrt{1 + π v_c / 8}}, \qquad \bar z = \mathrm{mean}_{z_c > -\infty}\, z_c
 
-    They go into every other metric and score. Uncertain pixels become less confident; a class may change places with
-    another one whose variance is smaller. Subtracting the mean makes the result independent of a constant that is added
+    Pass them to any other metric or score. Uncertain pixels become less confident; a class with a smaller variance may
+    overtake the likeliest one. Subtracting the mean makes the result independent of a constant that is added
     to all logits, as the softmax is.
 
     Args:

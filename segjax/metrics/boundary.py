@@ -29,7 +29,7 @@ def boundary_tolerance(height: int, width: int, share: Scalar = 0.0075) -> float
 
     Args:
         height, width: H and W, in pixels.
-        share: s ≥ 0; SegNet's is 0.0075. The distance of boundary IoU is that of 0.02, rounded, at least 1.
+        share: s ≥ 0; SegNet uses 0.0075. For boundary IoU use 0.02, rounded to pixels, at least 1.
 
     Returns: θ in pixels, a Python float because `tolerance` is static.
     Raises: ValueError if the height or width is below 1, or the share is negative.

@@ -168,7 +168,7 @@ def classwise_calibration_error(bins: CalibrationBins) -> dict[str, float | np.n
 
     .. math:: ECE_j = \sum_b \frac{n_{jb}}{N} \left|freq_{jb} - p_{jb}\right|, \qquad cwECE = \frac{1}{C} \sum_j ECE_j
 
-    Of the n pixels of a bin, freq is the share of class j, and p its mean probability. A rare class has a small error,
+    In a bin of n pixels, freq is the share of class j, and p its mean probability. A rare class has a small error,
     because p is near 0 almost everywhere: compare the error with the class's frequency.
 
     Args:

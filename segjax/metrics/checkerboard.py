@@ -44,7 +44,7 @@ def checkerboard_sums(
     Args:
         maps: x, `[..., H, W, C]`: logits, features or images.
         stride: s ≥ 2. The last of several upsamplings by 2 has stride 2, the one before it 4 (which includes 2).
-        window: side of the windows, a multiple of s from 2s on; None: the map. Pixels that fill no window are left out.
+        window: side of the windows, a multiple of s, at least 2s; None: the map. Pixels in no window are left out.
         where: boolean, broadcastable to `[..., H, W]`; a window with a False pixel is left out.
         axis_name: mapped device axis, or None.
 

@@ -1,8 +1,8 @@
 r"""Conformal guarantees: thresholds that bound the expected risk on a new image, from a calibration split.
 
 The bound holds for any network and any number of calibration images if these and the new image are exchangeable: their
-order does not matter. The pixels of one image are not, so the risk is computed per image. This bounds the share of a
-rare class that is missed; count on the device, and do the rest on the host::
+order does not matter. The pixels of one image are not exchangeable, so the risk is computed per image. This bounds
+the share of a rare class that is missed; count on the device, and do the rest on the host::
 
     count = lambda z, y, k: score_histogram(class_log_odds(z)[..., c], y == c, where=k)
     histograms = jax.vmap(count)(logits, labels, where)

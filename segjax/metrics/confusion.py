@@ -26,7 +26,7 @@ def confusion_matrix(
         labels: true classes, integers in [0, C) or booleans, `[...]`.
         predictions: predicted classes in the labels' shape, or floating logits `[..., C]`, of which the argmax counts.
         num_classes: C ≥ 1, static.
-        where: boolean, broadcastable to the labels; False: the pixel does not exist.
+        where: boolean, broadcastable to the labels; False removes the pixel.
         axis_name: mapped device axis, or None.
 
     Returns:

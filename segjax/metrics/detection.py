@@ -76,8 +76,8 @@ def detection_records(
         where: `[images, N]`; False: the object does not exist (padding).
         crowd: `[images, N]`, True for a region of many objects (COCO's `iscrowd`). None: there is none.
         areas: `[images, N]`, areas of the objects' masks in pixels, which decide COCO's size. None: those of the boxes.
-        area_limits: objects up to the first area are small, from the second on large; in pixels. Both bounds are
-            inclusive, so that an object of exactly this area has two sizes.
+        area_limits: objects up to the first area are small, those of at least the second large; in pixels. Both bounds
+            are inclusive, so that an object of exactly this area has two sizes.
 
     Returns: DetectionRecords, NumPy arrays. Ties of scores are resolved by order, here and in `detection_scores`.
     Raises: TypeError or ValueError if an argument is traced, or a dtype, shape, class, box or score is not valid.
@@ -397,7 +397,7 @@ def component_counts(
     Args:
         targets: 0 or 1 (or boolean), `[..., H, W]`, each image by itself.
         detections: boolean, the same shape: the score is above a threshold.
-        where: boolean, that shape, broadcastable; False: the pixel does not exist. It may cut a component in two.
+        where: boolean, that shape, broadcastable; False removes the pixel. It may cut a component in two.
         overlap: "coverage" or "siou".
         thresholds: τ, each in (0, 1].
         min_size: the pixels of a smaller target component count neither as obstacle nor as road.

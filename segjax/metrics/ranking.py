@@ -35,7 +35,7 @@ class BestF1(NamedTuple):
 
 
 class ThresholdAtPrecision(NamedTuple):
-    """The threshold from which on a pixel is positive, and the precision and recall of these pixels."""
+    """The lowest logit of a positive pixel, and the precision and recall of the positive pixels."""
 
     threshold_logit: float
     precision: float
@@ -110,7 +110,7 @@ def average_precision(histogram: Counts) -> float:
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
-    Returns: AP in [0, 1]; NaN without positives. The share of positives is the AP without skill.
+    Returns: AP in [0, 1]; NaN without positives. A random ranking has the share of positives as AP.
     Raises: TypeError or ValueError if the counts are traced, not integers, not `[2, bins]`, or negative (invalid).
     References: Su et al., A Relationship between the Average Precision and the Area Under the ROC Curve, ICTIR 2015.
 
@@ -165,7 +165,7 @@ def auroc(histogram: Counts) -> float:
     Args:
         histogram: integers `[2, bins]`, sums of `score_histogram`.
 
-    Returns: AUROC in [0, 1], 0.5 without skill; NaN without positives or without negatives.
+    Returns: AUROC in [0, 1], 0.5 for a random ranking; NaN without positives or without negatives.
     Raises: as `average_precision`.
     References: Fawcett, An introduction to ROC analysis, Pattern Recognition Letters 27 (2006).
 

@@ -31,7 +31,7 @@ def log_mean_softmax(mc_logits: McLogits, *, where: Where = None) -> Float[Array
 
     Args:
         mc_logits: z, `[K, ..., C]`, K ≥ 1, C ≥ 2; -inf rules a class out.
-        where: boolean `[...]`, broadcastable; False: the pixel does not exist, its result is 0.
+        where: boolean `[...]`, broadcastable; False removes the pixel; its result is 0.
 
     Returns:
         `[..., C]` in nats, at least float32, finite (-inf is about -1e38); NaN where an unmasked logit is NaN or +inf.
@@ -144,7 +144,7 @@ def patch_means(
     Args:
         values: `[..., H, W]`, numbers or booleans.
         patch: side of a patch in pixels, ≥ 1, static. The last patches are smaller if it does not divide H or W.
-        where: boolean `[..., H, W]`, broadcastable; False: the pixel does not exist.
+        where: boolean `[..., H, W]`, broadcastable; False removes the pixel.
 
     Returns:
         `[..., ceil(H / patch), ceil(W / patch)]` twice: means (0 without pixels), and the mask of patches with pixels.
@@ -292,7 +292,7 @@ def area_under_risk_coverage(histogram: Counts) -> float:
     Args:
         histogram: integers `[2, bins]`, sums of `uncertainty_histogram`.
 
-    Returns: AURC in [0, 1], smaller is better; NaN if nothing was counted. Without skill it is 1 - accuracy.
+    Returns: AURC in [0, 1], smaller is better; NaN if nothing was counted. A random order has 1 - accuracy.
     Raises: as `risk_coverage`.
     References: Geifman et al., Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, arXiv 1805.08206.
 
@@ -361,7 +361,7 @@ def image_uncertainty(
         aggregation: "mean", "patch" or "threshold".
         patch: side of Q in pixels, ≥ 1, static; clipped to the image.
         threshold: τ, needed by "threshold"; may be traced.
-        where: boolean `[..., H, W]`, broadcastable; False: the pixel does not exist. A Q without pixels is ignored.
+        where: boolean `[..., H, W]`, broadcastable; False removes the pixel. A Q without pixels is ignored.
 
     Returns: `[...]`, at least float32; 0 without a pixel, or without one above the threshold.
     Raises: TypeError or ValueError if a dtype or shape does not fit, or an argument is out of range or missing.
@@ -400,7 +400,7 @@ def failure_detection(risks: Float[ArrayLike, "images"], uncertainties: Float[Ar
         AUGRC = \frac{1}{n^2} \sum_{i=1}^{n} \left(\sum_{j \le i} r_j - \tfrac{1}{2} r_i\right)
 
     The images are ordered by rising uncertainty. AUGRC is the average risk of undetected failures; AURC weights the
-    most certain images far more. E-AURC is AURC less that of the best order.
+    most certain images far more. E-AURC is AURC minus that of the best order.
 
     Args:
         risks: r ≥ 0, one per image: 1 - Dice, 1 - IoU, or 0 and 1 for a failure.

@@ -93,8 +93,8 @@ class FeaturePyramid(Layer):
 class DetectionHead(Layer):
     """3×3 convolutions with ReLU, then one that maps to `outputs` values per anchor and computes in at least float32.
 
-    All levels share its parameters. The initial kernels have the paper's σ = 0.01 at 256 channels, and kernels keep
-    that gain for any number of channels.
+    All levels share its parameters. The initial kernels have the paper's σ = 0.01 at 256 channels, and the
+    same gain for any other number of channels.
 
     Attributes: those of `Layer`, and
         channels: number of channels between the convolutions.

@@ -36,7 +36,7 @@ class UNet(Network):
             overlap | "pixel_shuffle": 1×1 convolution, ReLU, depth to space | or a 1×1 convolution to the level's
             channels followed by "nearest", "bilinear", "bed_of_nails" (zeros between pixels) or "max_unpool" (each
             value at the position of the maximum in the pooling of that level; needs downsample="max").
-        multiscale: give the head, beside the features of the finest level, those of all coarser ones, each mapped to
+        multiscale: give the head, in addition to the features of the finest level, those of all coarser ones, mapped to
             `width` channels by a linear 1×1 convolution, upsampled bilinearly and summed, as FCN (arXiv 1411.4038) sums
             scores. The gradient then reaches the coarse levels directly. 7 680 more parameters at width 16. Not in the
             paper.

@@ -38,7 +38,7 @@ def bed_of_nails_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -> Float[Array, "b 2*h 2*w c"]:
     """Puts each value at its position from `max_pool_2x2_positions`, zeros elsewhere: PyTorch's `max_unpool2d(…, 2)`.
 
-    Another shape of the positions than that of x is a ValueError. SegNet's (Badrinarayanan et al., arXiv 1511.00561).
+    Used by SegNet (Badrinarayanan et al., arXiv 1511.00561). Positions of another shape than x are a ValueError.
 
     >>> positions = jnp.array([[3, 0]], jnp.uint8)[None, :, :, None]
     >>> print(max_unpool_2x2(jnp.array([[1.0, 2]])[None, :, :, None], positions)[0, :, :, 0])
@@ -56,7 +56,7 @@ def max_unpool_2x2(x: Float[Array, "b h w c"], positions: UInt8[Array, "..."]) -
 def depth_to_space_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c//4"]:
     """Rearranges four groups of F channels into a 2×2 block: top left, top right, bottom left, bottom right.
 
-    Another number of channels is a ValueError. Shi et al., arXiv 1609.05158, group the channels of one output instead.
+    A ValueError unless 4 divides the channels. Shi et al., arXiv 1609.05158, group the channels of one output instead.
 
     >>> print(depth_to_space_2x2(jnp.arange(8.0).reshape(1, 1, 2, 4))[0, :, :, 0])
     [[0. 1. 4. 5.]

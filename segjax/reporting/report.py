@@ -382,7 +382,7 @@ def unknown_table(scores: dict[str, Any]) -> Table:
 def score_tables(scores: dict[str, Any], title: str) -> list[Table]:
     """Returns the tables that a command prints: `per_class_table`, and with unseen classes `unknown_table`.
 
-    Of a detector it is `detection_table`, and of classes that overlap `multilabel_table`.
+    For a detector it is `detection_table`, and for classes that overlap `multilabel_table`.
     """
     if "exact_match" in scores:
         return [multilabel_table(scores, f"{title}: classes that overlap")]

@@ -125,7 +125,7 @@ def hparams_at(step: int, hparams: Hyperparams, plan: tuple[Phase, ...]) -> Hype
     )
 
 
-# Functions of logits z, labels y, the mask w of the pixels that exist, and the hyperparameters h.
+# Functions of logits z, labels y, the mask w of the valid pixels, and the hyperparameters h.
 SOFTMAX_LOSSES: dict[str, Callable] = {
     "softmax_cross_entropy": lambda z, y, w, h: losses.softmax_cross_entropy(
         z,
@@ -239,7 +239,7 @@ def pixel_loss(config: ConfigDict) -> Callable:
 def targets(
     labels: Int[Array, "*B H W"], num_classes: int, void: str
 ) -> tuple[Int[Array, "*B H W"], Bool[Array, "*B H W"]]:
-    """Returns the labels to learn and the mask of the pixels that exist.
+    """Returns the labels to learn and the mask of the valid pixels.
 
     With void = "ignore" the mask leaves void pixels out; with "class" they are one more class, the last.
     """

@@ -45,7 +45,7 @@ def make_objective(config: ConfigDict, num_classes: int) -> Callable:
     ℓ is the pixel loss of the logits without dropout, p their probabilities, w the boundary weight (k on a boundary, 1
     elsewhere), v the variance of the logits under dropout (mean over the classes), b the background class, R the
     region loss, A the `losses.average_calibration_loss`, m the `losses.logit_margin_penalty`, O the pixels of pasted
-    `outliers` (void in the labels), u their `losses.uniform_cross_entropy`, and n the number of pixels that exist. N
+    `outliers` (void in the labels), u their `losses.uniform_cross_entropy`, and n the number of valid pixels. N
     depends on `objective.normalizer`. With OHEM the first sum is over `losses.hard_pixels` and N is their number; with
     the normalizer "positives" N counts all positive pixels.
 
