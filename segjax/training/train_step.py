@@ -58,7 +58,7 @@ def task_of(config: ConfigDict) -> ModuleType:
 
 @flax.struct.dataclass
 class TrainState:
-    """State of a run between two steps; the loader's position is saved beside it.
+    """State of a run between two steps; the loader's position is saved with it.
 
     All arrays of an ensemble but `step` and `skipped` have a leading axis of its members.
     """
