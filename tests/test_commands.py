@@ -377,9 +377,11 @@ def test_compare_shows_all_its_pictures_in_a_browser(run, tmp_path, run_command,
 
 
 @pytest.mark.slow
-def test_demo_serves_until_it_is_interrupted(run, street, process_environment):
+def test_demo_serves_until_it_is_interrupted(run, street, process_environment, page):
     image = street / "è" / "one.png"
-    command = [sys.executable, "-m", "segjax.demo", f"--checkpoint={run[0]}", "--port=0", str(image)]
+    _, documented = page("howto/demo.md")[0]
+    arguments = shlex.split(documented.replace("runs/debris", str(run[0])))[1:]
+    command = [sys.executable, "-m", "segjax", *arguments, "--port=0", str(image)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=process_environment) as process:
         try:
             line = process.stdout.readline()

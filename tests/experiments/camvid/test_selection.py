@@ -66,5 +66,5 @@ def test_report_names_the_best_row():
         }
 
     report = selection.report([cell(selection.RECIPE, 0.4), cell(selection.MULTISCALE, 0.5)])
-    assert report.text.startswith("The best mean IoU has multiscale, 0.500.")
+    assert report.text.startswith("multiscale has the highest mean IoU, 0.500.")
     assert report.sections[0].tables[0].rows[1] == (selection.MULTISCALE, "1", *[Spread((0.5,))] * 3, 0.5, 0.5)
