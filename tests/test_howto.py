@@ -43,7 +43,8 @@ COMMANDS = sorted(
         if path.parent.name != "reports"  # generated
         for command in re.findall(
             r"((?:python -m (?!experiments\S*fault_child)(?:segjax|experiments)\.[a-z]"
-            r"|\bsegjax (?:data \w+ (?=\S* --)|(?:train|evaluate|calibrate|predict|report|compare|demo|export) (?=\S*[-/])))"
+            r"|\bsegjax (?:data \w+ (?=\S* --)"
+            r"|(?:train|evaluate|calibrate|predict|report|compare|demo|export) (?=\S*[-/])))"
             r"(?:[^\n`\\]|\\\n)*)",
             path.read_text("utf-8"),
         )
