@@ -22,9 +22,9 @@ from segjax.training.checkpoint import FOLDER, find_run, restore_newest, workdir
 from segjax.training.config import CONFIG_FILE, ConfigError, input_shape, read_config, validate
 from segjax.training.fields import INITIAL
 from segjax.training.loop import SCORES_FILE
-from segjax.training.network import make_model, network_size, preprocessing_of
+from segjax.training.network import TrainState, make_model, network_size, preprocessing_of
 from segjax.training.provenance import provenance
-from segjax.training.train_step import TrainState, init_state, task_of
+from segjax.training.train_step import init_state, task_of
 
 # Entries of `provenance` that a report shows.
 _ORIGIN = {key: key for key in ("command", "commit", "date", "device")}

@@ -60,7 +60,12 @@ MAY_USE = {
 # The only files that may import a library: patterns of paths, in which * takes in folders too.
 HOMES = {
     "tensorflow": (),
-    "flax": ("segjax/models/*", "segjax/training/train_step.py", "experiments/uncertainty/local_temperature.py"),
+    "flax": (
+        "segjax/models/*",
+        "segjax/training/network.py",
+        "segjax/training/train_step.py",
+        "experiments/uncertainty/local_temperature.py",
+    ),
     "orbax": ("segjax/training/checkpoint.py", "segjax/training/hosts.py"),
     "tensorflow_datasets": ("segjax/data/builders.py", "segjax/data/datasets.py"),
     "grain": ("segjax/data/loader.py",),

@@ -27,9 +27,9 @@ from segjax.configs import rare_class
 from segjax.reporting import Picture, Table
 from segjax.training import parallel
 from segjax.training.config import input_shape
-from segjax.training.network import make_model
+from segjax.training.network import TrainState, make_model
 from segjax.training.objective import Hyperparams, hparams_at, hparams_from_config, phases
-from segjax.training.train_step import TrainState, init_state, make_train_step
+from segjax.training.train_step import init_state, make_train_step
 
 TITLE = "Growth: devices and cells"
 COLUMNS = ()

@@ -24,9 +24,9 @@ from segjax.storage import say, to_json, write_outputs
 from segjax.trained_run import load_run, model_of
 from segjax.training import ConfigError, open_split, parallel
 from segjax.training.evaluation import counter, sum_counts
-from segjax.training.network import preprocessing_of
+from segjax.training.network import TrainState, preprocessing_of
 from segjax.training.provenance import provenance
-from segjax.training.train_step import TrainState, init_state
+from segjax.training.train_step import init_state
 
 UPSAMPLINGS = (
     "nearest",

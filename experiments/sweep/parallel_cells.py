@@ -27,10 +27,10 @@ from segjax.training.config import CONFIG_FILE, ConfigError, no_effect, with_fou
 from segjax.training.evaluation import count_batches, eval_scalars, headline
 from segjax.training.loop import device_arrays, open_splits, train_batches
 from segjax.training.metrics_writer import METRICS_FILE, append, drop_after, read_log
-from segjax.training.network import make_model
+from segjax.training.network import TrainState, make_model
 from segjax.training.objective import GradientBudget, budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import provenance
-from segjax.training.train_step import TrainState, init_state, make_train_step, task_of
+from segjax.training.train_step import init_state, make_train_step, task_of
 
 RESULT_FILE = "cell.json"
 

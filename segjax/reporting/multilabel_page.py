@@ -32,9 +32,9 @@ from segjax.reporting.run_page import (
 )
 from segjax.trained_run import TrainedRun, counter_of
 from segjax.training import evaluation, multilabel, parallel
+from segjax.training.network import TrainState
 from segjax.training.objective import hparams_from_config
 from segjax.training.segmentation import counting_step, split_facts
-from segjax.training.train_step import TrainState
 
 _HEADLINES = (
     ("mean IoU", "mean_iou", "over the pixels of the split, of p > 1/2, then the mean over classes"),

@@ -30,9 +30,8 @@ from segjax.reporting.overlays import mask_overlay
 from segjax.reporting.report import Picture, Report, Section, Table, calibration_tables, per_class_table, unknown_table
 from segjax.trained_run import TrainedRun, calibration_of, counter_of, facts_of
 from segjax.training import changed, evaluation, parallel, segmentation
-from segjax.training.network import images_of
+from segjax.training.network import TrainState, images_of
 from segjax.training.objective import hparams_from_config
-from segjax.training.train_step import TrainState
 
 Rows = Sequence[Mapping[str, float | int]]
 Curves = dict[str, dict[str, list]]

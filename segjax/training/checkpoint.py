@@ -38,7 +38,7 @@ from segjax.storage import (
 )
 from segjax.training.config import CONFIG_FILE, ConfigError
 from segjax.training.fields import DETECTORS
-from segjax.training.train_step import TrainState
+from segjax.training.network import TrainState
 
 FOLDER = "checkpoints"
 CHECKSUMS = "sha256.json"

@@ -24,9 +24,8 @@ from segjax.data.objects import ImageBoxes, image_boxes
 from segjax.data.resize import equal_sizes
 from segjax.inference.detector import AnchorOptions, Detector, detect_in_output, fitted_sizes
 from segjax.models import DetectorOutput
-from segjax.training.network import images_of, preprocessing_of
+from segjax.training.network import TrainState, images_of, preprocessing_of
 from segjax.training.objective import BINARY_LOSSES, Hyperparams, mined_mean
-from segjax.training.train_step import TrainState
 
 MIN_VISIBLE = 0.25
 """Smallest share of a COCO box inside the augmented image; an object of which less is visible is left out."""

@@ -16,10 +16,11 @@ from segjax.data.decode import ORIGIN_FILE, decode_ids, predicted_values
 from segjax.data.io import DataError, RawFile, by_stem, list_folder, read_bytes
 from segjax.data.labels import numbered_classes, to_train_ids, values_of
 from segjax.storage import printable, read_json
+from segjax.training.network import TrainState
 from segjax.training.objective import Hyperparams, hparams_from_config
 from segjax.training.parallel import DeviceMapping
 from segjax.training.segmentation import scores, split_facts, sum_batches
-from segjax.training.train_step import TrainState, task_of
+from segjax.training.train_step import task_of
 
 _ADDED_AS = {"i": np.int64, "u": np.int64, "f": np.float64}
 _DEVICE_KEYS = ("image", "label", "size", "where", "index")  # file names stay on the host

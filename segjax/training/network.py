@@ -1,5 +1,8 @@
-"""The network of a config, its input and its outputs."""
+"""The network of a config, its input and its outputs, and the state that a training changes."""
 
+from typing import Any
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,32 @@ from segjax.inference.forward import Ensemble, Preprocessing
 from segjax.training.config import ConfigError, input_shape
 from segjax.training.fields import DETECTORS, NETWORKS, SHARED_ARGUMENTS
 from segjax.training.objective import BINARY_LOSSES
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a run between two steps; the loader's position is saved with it.
+
+    All arrays of an ensemble but `step` and `skipped` have a leading axis of its members.
+    """
+
+    step: Any  # int32 scalar, the number of steps taken
+    params: Any  # the model's parameters, float32
+    batch_stats: Any  # running statistics of batch norm; empty for other norms
+    opt_state: Any  # optax's state
+    ema: Any  # moving averages of `params` and `batch_stats`, by these names, for evaluation; or None
+    skipped: Any  # int32 scalar, the number of steps skipped, by any member, as not finite; None if none may be skipped
+    key: Any  # the run's PRNG key, which never changes: every use folds in (step, global example index)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Variables for evaluation: the moving averages if there are any, else the current ones."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of the network, or of all members."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
 
 def make_model(

@@ -19,7 +19,7 @@ from segjax.collectives import psum
 from segjax.data import UNSEEN, VOID, Source, colorize
 from segjax.inference.forward import Ensemble, Preprocessing, class_logits, classify, log_odds
 from segjax.models import Segmentation
-from segjax.training.network import images_of, preprocessing_of
+from segjax.training.network import TrainState, images_of, preprocessing_of
 from segjax.training.objective import (
     BINARY_LOSSES,
     Hyperparams,
@@ -29,7 +29,6 @@ from segjax.training.objective import (
     region_loss,
     targets,
 )
-from segjax.training.train_step import TrainState
 
 # Parts of the objective that are means over pixels: each microbatch has a share in each.
 _SHARES = ("pixel_loss", "penalty", "margin_penalty", "outlier_loss")

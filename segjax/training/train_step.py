@@ -1,6 +1,6 @@
-"""The state of a run, and the training step: a pure function of (state, batch, hyperparameters) that `parallel` maps.
+"""The initial state of a run, and its training step: a pure function of (state, batch, hyperparameters).
 
-The step is that of one device.
+The step is that of one device; `parallel` maps it.
 """
 
 import math
@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ from segjax.inference.forward import Ensemble
 from segjax.models import Network, RetinaNet
 from segjax.training.config import ConfigError, input_shape
 from segjax.training.fields import DETECTORS
+from segjax.training.network import TrainState
 from segjax.training.objective import (
     Hyperparams,
     gradient_budget,
@@ -54,32 +54,6 @@ def task_of(config: ConfigDict) -> ModuleType:
     from segjax.training import segmentation
 
     return segmentation
-
-
-@flax.struct.dataclass
-class TrainState:
-    """State of a run between two steps; the loader's position is saved with it.
-
-    All arrays of an ensemble but `step` and `skipped` have a leading axis of its members.
-    """
-
-    step: Any  # int32 scalar, the number of steps taken
-    params: Any  # the model's parameters, float32
-    batch_stats: Any  # running statistics of batch norm; empty for other norms
-    opt_state: Any  # optax's state
-    ema: Any  # moving averages of `params` and `batch_stats`, by these names, for evaluation; or None
-    skipped: Any  # int32 scalar, the number of steps skipped, by any member, as not finite; None if none may be skipped
-    key: Any  # the run's PRNG key, which never changes: every use folds in (step, global example index)
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """Variables for evaluation: the moving averages if there are any, else the current ones."""
-        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters of the network, or of all members."""
-        return optax.tree.size(self.params)
 
 
 def init_state(config: ConfigDict, model: nn.Module | Ensemble) -> TrainState:

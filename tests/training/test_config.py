@@ -23,9 +23,9 @@ from segjax.training import ConfigError, StorageError, defaults, detection, trai
 from segjax.training.checkpoint import trained_variables, with_pretrained
 from segjax.training.config import check_known, from_leaves, leaves, program, read_config, with_found_data
 from segjax.training.fields import FIELDS, NETWORKS, RENAMED, TRACED
-from segjax.training.network import make_model
+from segjax.training.network import TrainState, make_model
 from segjax.training.objective import hparams_at, hparams_from_config, phases, region_loss
-from segjax.training.train_step import TrainState, init_state, make_train_step
+from segjax.training.train_step import init_state, make_train_step
 
 
 def test_leaves_survive_json():

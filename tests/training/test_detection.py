@@ -34,9 +34,9 @@ from segjax.training.detection import (
     score_batches,
 )
 from segjax.training.evaluation import evaluate
-from segjax.training.network import make_model
+from segjax.training.network import TrainState, make_model
 from segjax.training.objective import hparams_from_config
-from segjax.training.train_step import TrainState, init_state, split
+from segjax.training.train_step import init_state, split
 
 SIZE = (64, 96)
 IMAGES = Path(__file__).parent.parent / "data" / "cases" / "predict_folder"

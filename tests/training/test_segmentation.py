@@ -21,7 +21,7 @@ from segjax.data.resize import resize
 from segjax.inference import Ensemble, Preprocessing
 from segjax.models import Segmentation
 from segjax.training import defaults
-from segjax.training.network import make_model, num_outputs, preprocessing_of
+from segjax.training.network import TrainState, make_model, num_outputs, preprocessing_of
 from segjax.training.objective import BINARY_LOSSES, PIXEL_LOSSES, REGION_LOSSES, hparams_from_config
 from segjax.training.segmentation import (
     make_eval_step,
@@ -31,7 +31,7 @@ from segjax.training.segmentation import (
     sum_over_strips,
     unknown_scores,
 )
-from segjax.training.train_step import TrainState, init_state
+from segjax.training.train_step import init_state
 
 RNG = np.random.default_rng(0)
 CLASSES, HEADS, SHAPE = 3, 4, (2, 6, 8)

@@ -12,8 +12,8 @@ from segjax.models import Segmentation
 from segjax.reporting import spread
 from segjax.training import defaults
 from segjax.training.fields import NETWORKS
-from segjax.training.network import make_model
-from segjax.training.train_step import TrainState, init_state
+from segjax.training.network import TrainState, make_model
+from segjax.training.train_step import init_state
 
 TINY = {"model.width": 4, "model.depth": 1, "model.padding": "zeros", "data.size": (16, 24)}
 
