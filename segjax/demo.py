@@ -6,6 +6,7 @@ Examples:
 """
 
 import contextlib
+import errno
 
 from absl import app, flags
 
@@ -25,7 +26,15 @@ def main(argv: list[str]) -> None:
     run = load_run(FLAGS.checkpoint, FLAGS.calibration)
     predictors, guarantees, notes = _predictors(run)
     demo = demo_page.Demo(run, predictors, guarantees, images, notes)
-    server = demo_page.make_server(demo, FLAGS.host, FLAGS.port)
+    try:
+        server = demo_page.make_server(demo, FLAGS.host, FLAGS.port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise
+        raise app.UsageError(
+            f"--host={FLAGS.host} cannot be served on ({error.strerror}); use 127.0.0.1, for this machine only, or "
+            "0.0.0.0, for all who reach it"
+        ) from error
     host, port = server.server_address[:2]
     with server:
         if FLAGS.host not in ("127.0.0.1", "localhost", "::1"):

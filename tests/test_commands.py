@@ -395,6 +395,14 @@ def test_demo_serves_until_it_is_interrupted(run, street, process_environment, p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("host", ["nosuchhost.invalid", "192.0.2.1"])
+def test_demo_names_a_host_that_is_not_of_this_machine(run, run_command, host):
+    status, printed, error = run_command("demo", f"--checkpoint={run[0]}", f"--host={host}", "--port=0")
+    assert (status, printed) == (1, "")
+    assert re.match(rf"error: --host={re.escape(host)} cannot be served on \(.*\); use 127\.0\.0\.1", error)
+
+
+@pytest.mark.slow
 def test_demo_refuses_a_port_that_is_taken(run, run_command):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ each as a PNG file of 8 bits. Opacity, threshold and the values under the pointe
 import base64
 import functools
 import json
+import socket
 import threading
 import time
 import urllib.parse
@@ -33,7 +34,7 @@ LARGEST = 200 * 2**20
 _SHOWN = 1280  # pixels of the longer side of what the page shows
 LOG_ODDS = 16.0
 """The log odds are sent as 256 values between -16 and 16."""
-_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 class Demo(NamedTuple):
@@ -226,6 +227,7 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         def handle_error(self, *arguments: Any) -> None:
             """Ignores a connection that the browser has closed."""
