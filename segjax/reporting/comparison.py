@@ -106,7 +106,7 @@ def _names(groups: Sequence[tuple[TrainedRun, ...]]) -> list[str]:
     names = []
     for group in groups:
         each = [",".join(os.path.relpath(one.workdir, shared) for one in run.runs or (run,)) for run in group]
-        common = _common_beginning(each).rstrip("0123456789_-./ ") if len(each) > 1 else each[0]
+        common = _common_beginning(each) if len(each) > 1 else each[0]
         step = f", step {group[0].step}" * several
         names.append((common + step, each[0] + f" and {len(each) - 1} more" * (len(each) > 1) + step))
     return [common if common and [pair[0] for pair in names].count(common) == 1 else more for common, more in names]
@@ -114,7 +114,12 @@ def _names(groups: Sequence[tuple[TrainedRun, ...]]) -> list[str]:
 
 def _common_beginning(names: Sequence[str]) -> str:
     letters = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*names, strict=False))
-    return "".join(each[0] for each in letters)
+    beginning = "".join(each[0] for each in letters)
+    if all(
+        name[len(beginning) :][:1].isdigit() for name in names
+    ):  # it may end within a number, as of run_10 and run_11
+        beginning = beginning.rstrip("0123456789")
+    return beginning.rstrip("_-./ ")
 
 
 def check_same_images(groups: Sequence[Group], sources: Mapping[str, Source], split: str) -> None:

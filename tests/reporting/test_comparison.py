@@ -51,6 +51,8 @@ WRONG = [[[8, 0], [2, 0]], [[5, 1], [0, 4]], [[0, 0], [0, 0]]]
         ([run("r/a_0"), run("r/b_0", gamma=0.0), run("r/a_1", 1)], {"a": [0, 2], "b_0": [1]}),
         ([run("r/a_0", manual_dir="x"), run("r/a_1", 1), run("r/b", gamma=0.0)], {"a": [0, 1], "b": [2]}),
         ([run("r/a_0"), run("r/a_1", 1)], {"a_0": [0], "a_1": [1]}),  # seeds only: each on its own
+        ([run("r/a3_0"), run("r/a3_1", 1), run("r/b", gamma=0.0)], {"a3": [0, 1], "b": [2]}),
+        ([run("r/a_10"), run("r/a_11", 1), run("r/b", gamma=0.0)], {"a": [0, 1], "b": [2]}),
         ([run("r/a"), run("s/a"), run("r/b", gamma=0.0)], {"r/a": [0], "s/a": [1], "r/b": [2]}),  # one seed twice
         ([run("r/a", step=2), run("r/a")], {"a, step 2": [0], "a, step 4": [1]}),
         (
