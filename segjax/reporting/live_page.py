@@ -83,7 +83,9 @@ def live_report(
         text = f"The dotted line marks step {step}, the best by {selecting}, whose checkpoint is kept."
         sections = (sections[0]._replace(text=text), *sections[1:])
     if examples is not None:
-        caption = f"Images of the evaluation split at step {max(log[_SCORES[selecting]][0])}."
+        scored = [steps[-1] for key, (steps, _) in log.items() if key.startswith("eval/")]
+        at = f" at step {max(scored)}" if scored else ""  # a split without labels has no score
+        caption = f"Images of the evaluation split{at}."
         sections += (Section("Examples", "", (), (Picture("examples", caption, inference.jpeg(examples)),)),)
     fields = [(name, repr(value), repr(default)) for name, value, default in fields]
     names = ("field", "value", "default")

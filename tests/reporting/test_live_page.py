@@ -39,6 +39,19 @@ def test_live_report_before_the_first_step_and_before_the_first_evaluation():
     assert [one.title for one in report.sections] == ["Training", "Configuration"]
 
 
+@pytest.mark.parametrize(
+    ("scored", "caption"),
+    [
+        ([], "Images of the evaluation split."),  # a split without labels has no score, and NaN is not logged
+        ([{"step": 4, "eval/pixel_loss": 0.5}], "Images of the evaluation split at step 4."),
+    ],
+)
+def test_live_report_shows_examples_of_a_split_without_a_score(scored, caption):
+    report = made(ROWS + scored, examples=np.zeros((4, 6, 3), np.uint8))
+    (examples,) = [one for one in report.sections if one.title == "Examples"]
+    assert examples.pictures[0].caption == caption
+
+
 def test_live_report_of_a_detector():
     report = made([*ROWS, {"step": 4, "eval/ap": 0.5, "eval/ap50": 0.75, "eval/ap/car": 0.5, "eval/ap50/car": 0.5}])
     charts = {one.name: one for one in report.sections[0].pictures}
