@@ -35,7 +35,7 @@ def mask_overlay(
     height, width = truth.shape
     shape = max(1, round(height * min(1, _WIDEST / width))), min(width, _WIDEST)
     truth, prediction = (resize_nearest(mask, shape) for mask in (truth, prediction))
-    wrong = (truth != prediction) & (truth != VOID)
+    wrong = (truth != prediction) & (truth != VOID) & (truth != UNSEEN)  # as the scores count
     if labels.num_classes == 2:
         errors = {f"missed {labels.names[labels.rare]}": wrong & (truth == labels.rare)}
         errors[f"false {labels.names[labels.rare]}"] = wrong & (prediction == labels.rare)

@@ -3,13 +3,13 @@
 import cv2
 import numpy as np
 
-from segjax.data import LabelSet
+from segjax.data import UNSEEN, VOID, LabelSet
 from segjax.reporting.overlays import mask_overlay
 
 
-def shown_with_errors(num_classes):
-    """Returns an image of the classes 0 and 1 with a missed, a false, a void and two right pixels."""
-    truth, prediction = (np.array([row], np.uint8) for row in ([1, 0, 255, 1, 0], [0, 1, 0, 1, 0]))
+def shown_with_errors(num_classes, third=VOID):
+    """Returns an image of the classes 0 and 1 with a missed, a false, a void (or other) and two right pixels."""
+    truth, prediction = (np.array([row], np.uint8) for row in ([1, 0, third, 1, 0], [0, 1, 0, 1, 0]))
     image = np.full((1, 5, 3), 200, np.uint8)
     entropy = {"entropy": np.full((1, 5), 0.25)}
     labels = LabelSet(
@@ -35,6 +35,12 @@ def test_mask_overlay_error_map_of_many_classes_has_wrong_pixels():
     found = shown_with_errors(3)
     assert (decoded(found.layers["errors"])[0, :, 3] > 0).tolist() == [True, True, False, False, False]
     assert list(found.legend) == ["a", "b", "wrong class"]
+
+
+def test_mask_overlay_error_map_leaves_out_unseen_classes():
+    found = shown_with_errors(3, third=UNSEEN)
+    assert (decoded(found.layers["errors"])[0, :, 3] > 0).tolist() == [True, True, False, False, False]
+    assert "unseen class" in found.legend
 
 
 def test_mask_overlay_layers_leave_void_and_background_transparent():
