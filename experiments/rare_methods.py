@@ -248,13 +248,15 @@ def main(argv: list[str]) -> None:
             say(f"imported {imported} cells of {data} from {file}", console)
     if not options.only_report:
         for data in options.data:
+            wanted = [cell for cell in cells[data] if not options.method or cell.row in options.method]
             if options.processes > 1:
                 command = ["-m", "experiments.rare_methods", f"--data={data}", f"--workdir={folder}"]
                 command += [f"--seed={seed}" for seed in options.seed or ()]
+                command += [f"--method={method}" for method in options.method]
                 command += [f"--steps={options.steps}"] * bool(options.steps)
-                grid.run_in_processes(cells[data], folder / data, console, command, options.processes)
+                grid.run_in_processes(wanted, folder / data, console, command, options.processes)
             else:
-                grid.run(cells[data], folder / data, console, measure=measure, parent=options.parent)
+                grid.run(wanted, folder / data, console, measure=measure, parent=options.parent)
     if options.parent:
         return
     results = {
@@ -269,6 +271,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", f"runs/{NAME}", "Folder of the cells and the report.")
     flags.DEFINE_multi_enum("data", list(DATA), list(DATA), "A data set; may be repeated.")
     flags.DEFINE_multi_integer("seed", None, "A seed; may be repeated. Default: 0, 1 and 2.")
+    flags.DEFINE_multi_enum(
+        "method", [], list(rare_methods.get_rows()), "A method to run; may be repeated. Default: all. All are reported."
+    )
     flags.DEFINE_integer("steps", None, "Steps per cell. Default: those of the config.", lower_bound=1)
     flags.DEFINE_integer("processes", 1, "Number of processes, each on one CPU core.", lower_bound=1)
     flags.DEFINE_multi_string("measured", [], "JSON of an earlier report; its cells are not run again.")
