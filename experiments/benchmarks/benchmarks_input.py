@@ -63,7 +63,7 @@ def _row(setting: Setting, config: ConfigDict, *, rare: bool = False) -> dict[st
         augmentation = make_augmentation(config, None)
 
         @jax.jit
-        def augmented(state: Any, batch: dict[str, jax.Array]) -> Any:
+        def augmented(state: Any, batch: dict[str, jax.Array], hparams: Any) -> Any:
             return augmentation(batch, example_keys(state.key, state.step, batch["index"]), hparams)
 
         def draw() -> None:
@@ -73,7 +73,7 @@ def _row(setting: Setting, config: ConfigDict, *, rare: bool = False) -> dict[st
         cases = [
             Case(OURS, lambda: step(state, batch, hparams)),
             Case(LOADER, draw),
-            Case(AUGMENTATION, lambda: augmented(state, batch)),
+            Case(AUGMENTATION, lambda: augmented(state, batch, hparams)),
         ]
         taken = milliseconds(cases, setting.rounds)
     data = f"{config.data.name}, {'×'.join(map(str, np.shape(batch['image'])))}"

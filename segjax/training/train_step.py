@@ -231,9 +231,13 @@ def make_augmentation(config: ConfigDict, axis_name: str | None) -> Callable:
             options["rare_crops"] = hparams.rare_crops
         images, moved = augment(batch["image"], labels, keys, **options)
         if hparams.copy_paste is not None:
-            donors = next_example((images, moved), axis_name)
             rare = {"rare_classes": np.unique(np.hstack(rare_classes)).tolist(), "probability": hparams.copy_paste}
-            images, moved = copy_paste(images, moved, *donors, keys, **rare)
+
+            def paste(images: jax.Array, moved: jax.Array) -> tuple[jax.Array, jax.Array]:
+                return copy_paste(images, moved, *next_example((images, moved), axis_name), keys, **rare)
+
+            # The condition makes XLA store the augmented images; else its CPU computes the pixels of a donor again.
+            images, moved = jax.lax.cond(hparams.copy_paste > 0, paste, lambda *kept: kept, images, moved)
         if not count:
             return images, moved, None
         inside = None
