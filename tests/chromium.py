@@ -11,7 +11,17 @@ import time
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "End": 35, "Home": 36, "Escape": 27, "Enter": 13, "Tab": 9}
+_KEYS = {
+    "ArrowRight": 39,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowDown": 40,
+    "End": 35,
+    "Home": 36,
+    "Escape": 27,
+    "Enter": 13,
+    "Tab": 9,
+}
 
 
 class Tab:
@@ -120,6 +130,12 @@ class Tab:
         x, y = self.middle(selector, x, y)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def tap(self, selector, x=0.5, y=0.5):
+        """Taps on a point of an element with a finger."""
+        x, y = self.middle(selector, x, y)
+        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def press(self, key):
         """Presses a key of the keyboard."""

@@ -298,6 +298,7 @@ const lay = () => {
     image.hidden = image.dataset.layer !== memory.layer;
     image.style.opacity = memory.opacity / 100;
   }
+  for (const legend of document.querySelectorAll('[data-legend]')) legend.hidden = legend.dataset.legend !== memory.layer;
   for (const input of document.querySelectorAll('.layers input')) {
     if (input.type === 'radio') input.checked = input.value === memory.layer;
     else input.value = memory.opacity;
@@ -309,7 +310,10 @@ overlays.forEach((figure, number) => {
   const controls = document.createElement('div'), stack = figure.querySelector('.stack'), image = stack.firstElementChild;
   controls.className = 'layers';
   stack.after(controls);
-  image.decode().then(() => stack.style.setProperty('--ratio', image.naturalWidth / image.naturalHeight));
+  image.decode().then(() => {
+    stack.style.setProperty('--ratio', image.naturalWidth / image.naturalHeight);
+    new PixelValues(stack, image, JSON.parse(figure.querySelector('script').textContent));
+  });
   const add = (type, name, attributes, change) => {
     const label = make(controls, 'label'), input = make(label, 'input', {type, ...attributes});
     label.append(name);
@@ -319,6 +323,68 @@ overlays.forEach((figure, number) => {
   add('range', 'opacity', {min: 0, max: 100}, value => { memory.opacity = Number(value); });
 });
 lay();
+
+// The classes and the uncertainties of the pixel under the pointer, the finger, or a point that the arrow keys move.
+class PixelValues {
+  constructor(stack, image, data) {
+    Object.assign(this, {stack, data, width: image.naturalWidth, height: image.naturalHeight, contexts: new Map()});
+    const row = document.createElement('div');
+    row.className = 'reading';
+    stack.after(row);
+    this.line = make(row, 'span', {'aria-live': 'polite'});
+    make(row, 'button', {type: 'button', 'aria-label': 'large', title: 'large'}, '⤢')
+      .addEventListener('click', () => enlarge(stack.closest('figure')));
+    this.mark = make(stack, 'i', {class: 'point', hidden: ''});
+    this.ids = new Image();
+    this.ids.src = data.ids;
+    for (const kind of ['pointermove', 'pointerdown']) stack.addEventListener(kind, event => this.point(event));
+    stack.addEventListener('pointerleave', event => { if (event.pointerType === 'mouse') this.show(null); });
+    stack.addEventListener('keydown', event => this.press(event));
+    this.ids.decode().then(() => this.show(null));
+  }
+
+  point(event) {
+    const box = this.stack.getBoundingClientRect();
+    this.show([(event.clientX - box.left) / box.width * this.width, (event.clientY - box.top) / box.height * this.height]);
+  }
+
+  press(event) {
+    const move = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+    if (!move) return;
+    event.preventDefault();
+    const [x, y] = this.at ?? [this.width >> 1, this.height >> 1], far = event.shiftKey ? 10 : 1;
+    this.show([x + far * move[0], y + far * move[1]]);
+  }
+
+  show(at) {
+    this.at = at && [[at[0], this.width], [at[1], this.height]].map(([value, size]) => Math.min(size - 1, Math.max(0, Math.floor(value))));
+    this.mark.hidden = !at;
+    if (!at) { this.line.textContent = 'The pointer shows the values of a pixel.'; return; }
+    const [x, y] = this.at, {size, masks, classes, maxima} = this.data, share = [(x + 0.5) / this.width, (y + 0.5) / this.height];
+    [this.mark.style.left, this.mark.style.top] = share.map(value => `${100 * value}%`);
+    const values = masks.map((name, i) => `${name} ${classes[this.colour(this.ids, x, y + i * this.height)[0]]}`);
+    for (const [layer, [name, maximum]] of Object.entries(maxima)) {
+      values.push(`${name} ${(this.level(layer, x, y) * maximum).toFixed(maximum < 0.1 ? 4 : 2)}`);
+    }
+    this.line.textContent = `x ${Math.floor(share[0] * size[1])}, y ${Math.floor(share[1] * size[0])}: ${values.join(', ')}`;
+  }
+
+  colour(image, x, y) {
+    if (!this.contexts.has(image)) {
+      const canvas = document.createElement('canvas');
+      [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+      this.contexts.set(image, canvas.getContext('2d', {willReadFrequently: true}));
+      this.contexts.get(image).drawImage(image, 0, 0);
+    }
+    return this.contexts.get(image).getImageData(x, y, 1, 1).data;
+  }
+
+  level(layer, x, y) {
+    const image = [...this.stack.children].find(one => one.dataset.layer === layer), seen = this.colour(image, x, y);
+    const distances = this.data.colours.map(colour => colour.reduce((sum, value, i) => sum + (value - seen[i]) ** 2, 0));
+    return distances.indexOf(Math.min(...distances)) / (distances.length - 1);
+  }
+}
 
 // Pictures and charts open large and close again, by a click or by Enter and Escape.
 const enlarge = (figure, isLarge = !figure.classList.contains('large')) => {
@@ -333,7 +399,10 @@ for (const target of document.querySelectorAll('figure > img, .stack')) {
   target.tabIndex = 0;
   target.setAttribute('role', 'button');
   target.setAttribute('aria-label', 'large');
-  target.addEventListener('click', () => enlarge(target.closest('figure')));
+  target.addEventListener('click', event => {
+    // A finger on an image under layers shows the values of a pixel; a button enlarges it.
+    if (event.pointerType !== 'touch' || target.matches('img')) enlarge(target.closest('figure'));
+  });
   target.addEventListener('keydown', event => { if (event.key === 'Enter') enlarge(target.closest('figure')); });
 }
 for (const heading of document.querySelectorAll('.chart h3')) {

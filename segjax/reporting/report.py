@@ -98,7 +98,8 @@ class Overlay(NamedTuple):
       content: PNG or JPEG file of all layers side by side, for Markdown.
       image: PNG or JPEG file below the layers.
       layers: files of the layers by name; the first is shown at first.
-      legend: CSS colours by name.
+      legends: CSS colours by name, per layer.
+      values: data of `segjax.reporting.overlays` from which the page finds the values of a pixel, ready for JSON.
       half: the image is half as wide as the page.
     """
 
@@ -107,7 +108,8 @@ class Overlay(NamedTuple):
     content: bytes
     image: bytes
     layers: Mapping[str, bytes]
-    legend: Mapping[str, str]
+    legends: Mapping[str, Mapping[str, str]]
+    values: Mapping[str, Any]
     half: bool = True
 
     @property
@@ -521,10 +523,15 @@ def html(report: Report) -> str:
         paragraphs=_paragraphs,
         grouped=lambda pictures: [(half, list(group)) for half, group in itertools.groupby(pictures, lambda p: p.half)],
         kind=lambda picture: type(picture).__name__,
-        source=lambda file: f"data:image/{_form(file)};base64,{base64.b64encode(file).decode()}",
-        data_of=lambda chart: _script_json(chart.data()),
+        source=data_url,
+        data_of=lambda picture: _script_json(picture.values if isinstance(picture, Overlay) else picture.data()),
         facts={key: _text(value) for key, value in report.facts.items()},
     )
+
+
+def data_url(file: bytes) -> str:
+    """Returns the URL of a page that contains a PNG or JPEG file."""
+    return f"data:image/{_form(file)};base64,{base64.b64encode(file).decode()}"
 
 
 def _script_json(value: Any) -> Markup:

@@ -158,6 +158,51 @@ def test_overlay_layer_and_opacity_hold_for_all_images(made, tmp_path, tab):
         assert opened.console == []
 
 
+@pytest.mark.slow
+def test_pointer_keys_and_finger_show_the_values_of_a_pixel(made, tmp_path, tab):
+    (tmp_path / "page.html").write_text(html(made), encoding="utf-8")
+    line = "document.querySelector('.reading span').textContent"
+    shown = inspection(2, 1, 0.5).worst[0]
+
+    def expected(x, y):
+        names = f"prediction class {shown.prediction[y, x]}, truth class {shown.truth[y, x]}"
+        return f"x {x}, y {y}: {names}, entropy "
+
+    with tab(width=390, height=800) as opened:
+        opened.open(tmp_path / "page.html")
+        opened.wait(f"{line} === 'The pointer shows the values of a pixel.'")
+        opened.move(".stack", 5.5 / 8, 2.5 / 6)
+        text, value = opened.evaluate(line).split("entropy ")
+        assert f"{text}entropy " == expected(5, 2)
+        assert float(value) == pytest.approx(shown.uncertainties["entropy"][2, 5], abs=math.log(2) / 126 + 0.005)
+        opened.evaluate("document.querySelector('.stack').focus()")
+        for key, pixel in (
+            ("ArrowRight", (6, 2)),
+            ("ArrowRight", (7, 2)),
+            ("ArrowRight", (7, 2)),
+            ("ArrowDown", (7, 3)),
+        ):
+            opened.press(key)
+            assert opened.evaluate(line).startswith(expected(*pixel))
+        opened.tap(".stack", 0.5 / 8, 0.5 / 6)
+        opened.wait(f"{line}.startsWith('x 0, y 0: ')")
+        assert opened.evaluate("document.querySelector('.large')") is None
+        opened.tap(".reading button")
+        opened.wait("document.querySelector('.large') !== null")
+        assert opened.console == []
+
+
+@pytest.mark.slow
+def test_legend_has_the_classes_of_the_shown_layer(made, tmp_path, tab):
+    (tmp_path / "page.html").write_text(html(made), encoding="utf-8")
+    legend = "[...document.querySelectorAll('.overlay [data-legend]:not([hidden])')].map(one => one.textContent)[0]"
+    with tab() as opened:
+        opened.open(tmp_path / "page.html")
+        assert opened.evaluate(legend) == "class 1"
+        opened.click(".layers label:nth-child(3) input")
+        assert opened.evaluate(legend) == "missed class 1false class 1"
+
+
 def test_run_report_prints_fields_as_typed(made):
     (table,) = made.sections[-1].tables
     assert table.rows == [("data.manual_dir", "'x'", "''"), ("training.phases", "((0.6, 10, 0.002),)", "()")]
