@@ -52,7 +52,7 @@ QUESTION = (
     "the rest), IoU of the likeliest class, and the "
     f"highest recall at a precision of at least {PRECISION:g}, 0 if no threshold has it. ECE is of the likeliest class "
     "of all pixels. Two methods are tied if their difference in average precision is at most two standard errors over "
-    "the seeds."
+    "the seeds; a method with one seed is taken to vary like the others."
 )
 
 
@@ -142,15 +142,18 @@ def by_method(cells: Sequence[Cell], results: Mapping[str, dict[str, Any]]) -> d
 def ranks(values: Mapping[str, Spread]) -> dict[str, int]:
     """Returns the rank of each method: 1 plus the number of methods that are better by more than two standard errors.
 
-    The standard error is that of the difference of two means. One seed has none, and the values decide.
+    The standard error is that of the difference of two means. The deviation of a method with one seed is taken to be
+    that of the others, the root of the mean of their variances. If all have one seed, the values decide.
 
     >>> a, b, c = Spread((0.5, 0.6)), Spread((0.5, 0.62)), Spread((0.1, 0.1))
     >>> ranks({"a": a, "b": b, "c": c})
     {'a': 1, 'b': 1, 'c': 3}
     """
+    variances = [one.std**2 for one in values.values() if len(one.values) > 1]
+    typical = float(np.mean(variances)) if variances else 0.0
 
     def error(one: Spread) -> float:
-        return 0.0 if math.isnan(one.std) else one.std**2 / len(one.values)
+        return (one.std**2 if len(one.values) > 1 else typical) / len(one.values)
 
     def better(one: Spread, other: Spread) -> bool:
         return one.mean - other.mean > 2 * math.sqrt(error(one) + error(other))

@@ -101,8 +101,10 @@ def test_make_counts_adjusts_the_logits(scene):
         ({"a": (0.5, 0.6), "b": (0.5, 0.62), "c": (0.1, 0.1)}, {"a": 1, "b": 1, "c": 3}),
         ({"a": (0.5,), "b": (0.4,), "c": (0.4,)}, {"a": 1, "b": 2, "c": 2}),
         ({"a": (0.5, 0.5), "b": (0.4, 0.4), "c": (0.2, 0.8)}, {"a": 1, "b": 2, "c": 1}),
+        # The deviation of "a" and "b" is 0.14; "c" and "d" have one seed and are taken to have it too.
+        ({"a": (0.5, 0.7), "b": (0.5, 0.7), "c": (0.5,), "d": (0.1,)}, {"a": 1, "b": 1, "c": 1, "d": 4}),
     ],
-    ids=["tie", "one seed", "wide spread"],
+    ids=["tie", "one seed", "wide spread", "one seed beside two"],
 )
 def test_ranks_by_two_standard_errors(values, expected):
     assert experiment.ranks({name: Spread(one) for name, one in values.items()}) == expected
