@@ -1,6 +1,8 @@
 """The page of a run while it trains, from its log; the training curves of `segjax report` are the same."""
 
+import base64
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ _SCORES |= {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "AR100": "ar100"}
 _SCORES = {name: f"eval/{key}" for name, key in _SCORES.items()}
 _PLOTTED = ("mean IoU", "average precision", "best IoU", "mean accuracy", "pixel accuracy", "mean average precision")
 _PLOTTED += ("AP", "AP50", "AP75", "AR100")
+_EXAMPLES = "Images of the evaluation split"  # begin of a caption
 # The first of these that was logged selects the best checkpoint (`evaluation.headline`).
 _SELECTING = ("AP", "average precision", "mean IoU")
 
@@ -50,7 +53,7 @@ def columns_of(rows: Iterable[Mapping[str, float | int]]) -> Log:
 def live_report(
     log: Log,
     progress: Progress,
-    examples: UInt8[np.ndarray, "H W 3"] | None = None,
+    examples: Picture | None = None,
     *,
     title: str,
     workdir: str,
@@ -62,7 +65,7 @@ def live_report(
     Args:
       log: the log by key.
       progress: how far the run is.
-      examples: picture of the last evaluation.
+      examples: `examples_picture` of the last evaluation.
       title: heading.
       workdir: folder of the run.
       fields: (field, value, default) of the config's fields that are not at their default.
@@ -83,14 +86,22 @@ def live_report(
         text = f"The dotted line marks step {step}, the best by {selecting}, whose checkpoint is kept."
         sections = (sections[0]._replace(text=text), *sections[1:])
     if examples is not None:
-        scored = [steps[-1] for key, (steps, _) in log.items() if key.startswith("eval/")]
-        at = f" at step {max(scored)}" if scored else ""  # a split without labels has no score
-        caption = f"Images of the evaluation split{at}."
-        sections += (Section("Examples", "", (), (Picture("examples", caption, inference.jpeg(examples)),)),)
+        sections += (Section("Examples", "", (), (examples,)),)
     fields = [(name, repr(value), repr(default)) for name, value, default in fields]
     names = ("field", "value", "default")
     table = Table("Fields that are not at their default", names, fields, text=("value", "default"))
     return Report(title, workdir, (*sections, Section("Configuration", "", (table,))), facts, progress)
+
+
+def examples_picture(image: UInt8[np.ndarray, "H W 3"], step: int) -> Picture:
+    """Returns the picture of an evaluation for `live_report`."""
+    return Picture("examples", f"{_EXAMPLES} at step {step}.", inference.jpeg(image))
+
+
+def earlier_examples(page: str) -> Picture | None:
+    """Returns the `examples_picture` in the HTML of an earlier page of the run, if it has one."""
+    found = re.search(rf'<img src="data:image/jpeg;base64,([^"]*)" alt="({_EXAMPLES} at step \d+\.)"', page)
+    return found and Picture("examples", found[2], base64.b64decode(found[1]))
 
 
 def _keys_per_class(log: Log) -> dict[str, str]:

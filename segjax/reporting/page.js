@@ -429,7 +429,21 @@ if (performance.getEntriesByType('navigation')[0]?.type === 'reload' && memory.s
 }
 const refresh = 1000 * document.body.dataset.refresh, due = Date.now() + refresh;
 if (refresh) {
+  // A run that was killed cannot write its end.
+  const note = document.createElement('p');
+  note.className = 'stale';
+  note.setAttribute('role', 'status');
+  document.querySelector('.progress').after(note);
+  const checkAge = () => {
+    const minutes = Math.floor((Date.now() / 1000 - document.body.dataset.written) / 60);
+    const age = minutes < 120 ? `${minutes} minutes` : minutes < 2880 ? `${Math.floor(minutes / 60)} hours` : `${Math.floor(minutes / 1440)} days`;
+    const text = 60000 * minutes < 8 * refresh ? '' : `This page has not been written for ${age}. A run writes it about every `
+      + `${2 * refresh / 1000} seconds, and less often while it compiles or is scored; it may have been killed.`;
+    if (note.textContent !== text) note.textContent = text;
+  };
+  checkAge();
   setInterval(() => {
+    checkAge();
     if (Date.now() >= due && !document.hidden && !document.querySelector('.large') && Date.now() - touched > 5000) location.reload();
   }, 500);
 }

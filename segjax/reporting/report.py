@@ -132,12 +132,17 @@ class Section(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Progress of a run for its page, which loads itself again every `refresh` seconds; None after the run's end."""
+    """Progress of a run for its page.
+
+    The page loads itself again every `refresh` seconds, and it says so if it was `written`, in seconds since 1970, many
+    times as long ago. `refresh` is None after the run's end.
+    """
 
     text: str
     step: int
     steps: int
     refresh: int | None
+    written: float
 
 
 class Report(NamedTuple):

@@ -141,6 +141,7 @@ class MetricsWriter:
         if self._active:
             if self._page is not None:
                 say(f"page of the run, up to date while it trains: {self._workdir / PAGE_FILE}", self.console)
+                self._examples = self._earlier_examples() if self._step else None
                 self.write_page()
             self._bar.start()
             if not self.console.is_terminal:
@@ -223,7 +224,7 @@ class MetricsWriter:
 
         state = outcome or f"running{self._time_left()}"
         text = f"Step {self._step} of {self._steps}, {state}. Written {datetime.datetime.now():%Y-%m-%d %H:%M:%S}."
-        now = Progress(text, self._step, self._steps, None if outcome else _REFRESH)
+        now = Progress(text, self._step, self._steps, None if outcome else _REFRESH, round(time.time()))
         report = live_report(self._log, now, self._examples, workdir=str(self._workdir), **self._page)
         try:
             write_bytes(self._workdir / PAGE_FILE, html(report).encode())
@@ -231,6 +232,13 @@ class MetricsWriter:
             if not self._page_failed:
                 self.note(f"warning: {PAGE_FILE} cannot be written ({error}); {METRICS_FILE} has all values")
             self._page_failed = True
+
+    def _earlier_examples(self) -> Any:
+        """Returns the examples on the page of a run that is resumed, or was finished; None without any."""
+        from segjax.reporting.live_page import earlier_examples
+
+        with contextlib.suppress(OSError, StorageError, ValueError):  # ValueError: a damaged page
+            return earlier_examples(read_file(self._workdir / PAGE_FILE, "the page of a run").decode())
 
     def _time_left(self) -> str:
         began, first = self._started or (0, self._step)
@@ -281,7 +289,10 @@ class MetricsWriter:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a uint8 `[H, W, 3]` image to TensorBoard and, the newest one, to the page."""
-        self._examples = image
+        if self._active and self._page is not None:
+            from segjax.reporting.live_page import examples_picture
+
+            self._examples = examples_picture(image, step)
         if self._active and self._events is not None:
             self._try_events(self._write_event, step=step, summary=summary.image(name, image, dataformats="HWC"))
 

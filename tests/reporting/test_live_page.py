@@ -1,12 +1,22 @@
 """The page of a run while it trains: its sections, and in a browser its refresh."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 
 from segjax.reporting import html
-from segjax.reporting.live_page import best_of, best_table, columns_of, live_report, loss_lines, training_sections
+from segjax.reporting.live_page import (
+    best_of,
+    best_table,
+    columns_of,
+    earlier_examples,
+    examples_picture,
+    live_report,
+    loss_lines,
+    training_sections,
+)
 from segjax.reporting.report import Progress
 
 ROWS = [{"step": i, "train/loss": 1 / i, "train/pixel_loss": 1 / i, "train/learning_rate": 0.1} for i in (1, 2, 3, 4)]
@@ -17,12 +27,16 @@ SCORED = [
 RUN = {"title": "unet on debris", "workdir": "runs/a", "fields": [("model.width", 8, 16)], "facts": {"commit": "abc"}}
 
 
-def made(rows, refresh=15, examples=None):
-    return live_report(columns_of(rows), Progress("Step 4 of 8, running.", 4, 8, refresh), examples, **RUN)
+EXAMPLES = examples_picture(np.zeros((40, 60, 3), np.uint8), 4)
+
+
+def made(rows, refresh=15, examples=None, age=0):
+    progress = Progress("Step 4 of 8, running.", 4, 8, refresh, time.time() - age)
+    return live_report(columns_of(rows), progress, examples, **RUN)
 
 
 def test_live_report_has_charts_best_steps_examples_and_fields():
-    report = made(ROWS + SCORED, examples=np.zeros((4, 6, 3), np.uint8))
+    report = made(ROWS + SCORED, examples=EXAMPLES)
     assert [one.title for one in report.sections] == ["Training", "Best by score", "Examples", "Configuration"]
     charts = report.sections[0].pictures
     assert [one.name for one in charts] == ["loss", "scores", "iou", "learning_rate"]
@@ -39,17 +53,15 @@ def test_live_report_before_the_first_step_and_before_the_first_evaluation():
     assert [one.title for one in report.sections] == ["Training", "Configuration"]
 
 
-@pytest.mark.parametrize(
-    ("scored", "caption"),
-    [
-        ([], "Images of the evaluation split."),  # a split without labels has no score, and NaN is not logged
-        ([{"step": 4, "eval/pixel_loss": 0.5}], "Images of the evaluation split at step 4."),
-    ],
-)
-def test_live_report_shows_examples_of_a_split_without_a_score(scored, caption):
-    report = made(ROWS + scored, examples=np.zeros((4, 6, 3), np.uint8))
+def test_live_report_shows_examples_of_a_split_without_a_score():
+    report = made(ROWS, examples=EXAMPLES)  # as of a split without labels
     (examples,) = [one for one in report.sections if one.title == "Examples"]
-    assert examples.pictures[0].caption == caption
+    assert examples.pictures[0].caption == "Images of the evaluation split at step 4."
+
+
+def test_earlier_examples_are_those_of_the_page():
+    assert earlier_examples(html(made(ROWS, None, EXAMPLES))) == EXAMPLES
+    assert earlier_examples(html(made(ROWS))) is None
 
 
 def test_live_report_of_a_detector():
@@ -135,10 +147,33 @@ def test_live_page_is_not_loaded_again_under_the_pointer(tmp_path, tab):
 @pytest.mark.slow
 def test_picture_opens_large_and_closes(tmp_path, tab):
     page = tmp_path / "run.html"
-    page.write_text(html(made(ROWS + SCORED, None, np.zeros((40, 60, 3), np.uint8))), encoding="utf-8")
+    page.write_text(html(made(ROWS + SCORED, None, EXAMPLES)), encoding="utf-8")
     with tab() as opened:
         opened.open(page)
         opened.click("figure > img")
         assert opened.evaluate("document.querySelector('.large > img').getBoundingClientRect().width") == 640
         opened.press("Escape")
         assert opened.evaluate("document.querySelector('.large')") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("age", "text"),
+    [(30, ""), (430, "not been written for 7 minutes"), (8000, "for 2 hours"), (3e5, "for 3 days")],
+)
+def test_live_page_says_how_long_it_was_not_written(tmp_path, tab, age, text):
+    page = tmp_path / "run.html"
+    page.write_text(html(made(ROWS, age=age)), encoding="utf-8")
+    with tab() as opened:
+        opened.open(page)
+        shown = opened.evaluate("document.querySelector('.stale').textContent")
+        assert (text in shown, bool(shown)) == (True, bool(text))
+
+
+@pytest.mark.slow
+def test_live_page_of_a_finished_run_does_not_age(tmp_path, tab):
+    page = tmp_path / "run.html"
+    page.write_text(html(made(ROWS, None, age=3e5)), encoding="utf-8")
+    with tab() as opened:
+        opened.open(page)
+        assert opened.evaluate("document.querySelector('.stale')") is None

@@ -257,6 +257,16 @@ def test_page_of_a_resumed_run_has_the_earlier_numbers(tmp_path):
     assert '"x":[1,2],"y":[0.5,0.5]' in (tmp_path / PAGE_FILE).read_text()
 
 
+@pytest.mark.parametrize("start", [0, 2])
+def test_page_of_a_run_that_goes_on_keeps_its_examples(tmp_path, start):
+    with page_writer(tmp_path, quiet()) as writer:
+        writer.image(2, "eval/image", np.zeros((4, 6, 3), np.uint8))
+    with page_writer(tmp_path, quiet(), start):  # from the beginning, or of a run that had ended
+        pass
+    page = (tmp_path / PAGE_FILE).read_text()
+    assert ("Images of the evaluation split at step 2." in page) == (start == 2)
+
+
 def test_page_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch):
     console = rich.console.Console(file=io.StringIO(), width=400)
 
