@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 
 from experiments.focal_paper.paper_numbers import TABLE_1A, TABLE_1B, percent
-from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves
+from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves, score_grid
 from segjax.configs.rare_class import NO_PRIOR, PRIOR
 from segjax.data import Source
 from segjax.data.labels import VOID
-from segjax.reporting import Picture, Section, Spread, Table, heatmap, png
+from segjax.reporting import Picture, Section, Spread, Table
 from segjax.trained_run import load_run
 from segjax.training import open_split
 from segjax.training.checkpoint import FOLDER
@@ -146,25 +146,14 @@ def _whole_grid(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Sectio
         return results.score(by_place[gamma, alpha], results.headline) if (gamma, alpha) in by_place else None
 
     cells = [[precision(gamma, alpha) for alpha in alphas] for gamma in gammas]
-    means = [[one.mean if one else math.nan for one in row] for row in cells]
-    spreads = [[one.std if one else math.nan for one in row] for row in cells]
-    seeds = max((len(one.values) for row in cells for one in row if one), default=0)
     table = Table(
         results.columns[0].capitalize() if not results.on_boxes else results.columns[0],
         ("γ", *(f"α = {alpha:g}" for alpha in alphas)),
         [(f"{gamma:g}", *row) for gamma, row in zip(gammas, cells, strict=True)],
     )
-    drawn = heatmap(
-        means,
-        spreads,
-        rows=[f"{gamma:g}" for gamma in gammas],
-        columns=[f"{alpha:g}" for alpha in alphas],
-        title=f"{results.columns[0]}, mean ± std of {seeds} seed(s)",
-        x="α",
-        y="γ",
-    )
     caption = "The best α of each γ is framed. Grey cells are not part of the grid."
-    return Section("The whole grid", "", (table,), (Picture("grid", caption, png(drawn)),))
+    explorer = score_grid(results, grid, GAMMA, ALPHA, name="grid", caption=caption, names=("γ", "α"))
+    return Section("The whole grid", "", (table,), (explorer,))
 
 
 def rarest_first(source: Source, labels: Sequence[int]) -> list[int]:

@@ -13,7 +13,7 @@ from absl import app, flags
 from experiments.sweep import grid, results_io
 from experiments.sweep.grid import Cell, Changes
 from segjax import cli
-from segjax.reporting import Chart, Picture, Report, Section, Spread, dots, png, spread
+from segjax.reporting import Chart, Grid, GridCell, Picture, Report, Section, Spread, dots, png, spread
 from segjax.storage import say
 
 # `--help` lists the flags of the module that is run; `main_of` defines them for it.
@@ -38,6 +38,16 @@ BOX_SCORES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "AR100": lambda scores: scores["ar100"],
 }
 
+# The curve of a column in a result; {rare} is the name of the rare class.
+CURVES = {
+    "average precision": "average_precision",
+    "best IoU": "best_iou",
+    "recall at p = 0.5": "recall/{rare}",
+    "AP of boxes": "ap",
+    "AP50": "ap50",
+    "AR100": "ar100",
+}
+
 Result = dict[str, Any]
 
 
@@ -47,18 +57,20 @@ class SweepResults:
     Attributes:
       cells: all cells.
       by_cell: results by cell name, as `grid.result_of` returns them; cells that have not ended are missing.
-      workdir: folder of the cells.
+      workdir: folder of the cells; it need not exist for results that were given.
       on_boxes: True if the cells are detectors.
       columns: columns of the scores in tables.
       headline: name of the score in `columns[0]`, in results and curves.
     """
 
-    def __init__(self, cells: Sequence[Cell], workdir: Path):
+    def __init__(self, cells: Sequence[Cell], workdir: Path, by_cell: dict[str, Result] | None = None):
         self.cells, self.workdir, self.on_boxes = cells, workdir, bool(cells[0].config.data.box_classes)
         self.columns = tuple(BOX_SCORES if self.on_boxes else PIXEL_SCORES)
         self.headline = "ap" if self.on_boxes else "average_precision"
-        results = {cell.name: grid.result_of(cell, workdir) for cell in cells}
-        self.by_cell = {name: result for name, result in results.items() if result is not None}
+        if by_cell is None:
+            found = {cell.name: grid.result_of(cell, workdir) for cell in cells}
+            by_cell = {name: result for name, result in found.items() if result is not None}
+        self.by_cell = by_cell
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns the changes of each row of the grid, without the seed, in its order."""
@@ -127,6 +139,50 @@ def precision_curves(
     return Chart(name, caption, lines, title, "step", results.columns[0], y_range=y_range, half=False)
 
 
+def score_grid(
+    results: SweepResults, rows: Sequence[Changes], y: str, x: str, *, name: str, caption: str, names: tuple[str, str]
+) -> Grid:
+    """Returns the scores of `rows`, which differ in the fields `y` and `x`, as a grid to explore.
+
+    `names` are those of `y` and `x` in the report.
+    """
+    scores = BOX_SCORES if results.on_boxes else PIXEL_SCORES
+    ys, xs = (sorted({row[field] for row in rows}) for field in (y, x))
+    seeds = list(dict.fromkeys(cell.changes["seed"] for cell in results.cells))
+
+    def grid_cell(row: Changes) -> GridCell:
+        by_seed = [results.by_cell.get(cells_by_changes.get(_frozen({**row, "seed": seed}), "")) for seed in seeds]
+        done = [result for result in by_seed if result is not None and result["status"] == "done"]
+
+        def over_seeds(of: Callable[[Mapping[str, Any]], float]) -> list[float | None]:
+            return [of(result["scores"]) if result in done else None for result in by_seed]
+
+        curves = {key: series for key in scores if (series := _series(done, key))[1]}
+        return GridCell({key: over_seeds(of) for key, of in scores.items()}, curves, [_note(one) for one in by_seed])
+
+    cells_by_changes = {_frozen(cell.changes): cell.name for cell in results.cells}
+    cells = {(ys.index(row[y]), xs.index(row[x])): grid_cell(row) for row in rows}
+    labels = [[f"{value:g}" for value in values] for values in (xs, ys)]
+    return Grid(name, caption, names[1], names[0], *labels, list(map(str, seeds)), cells, tuple(scores))
+
+
+def _frozen(changes: Changes) -> frozenset:
+    return frozenset(changes.items())
+
+
+def _series(done: Sequence[Result], column: str) -> tuple[list[int], list[list[float | None]]]:
+    """Returns the steps of finished results and their values of a column at these steps; both empty without any."""
+    keys = [CURVES[column].format(rare=result["scores"]["classes"][-1]) for result in done]
+    found = [result["curves"][key] for result, key in zip(done, keys, strict=True) if key in result["curves"]]
+    return (done[0]["curves"]["step"] if found else [], found)
+
+
+def _note(result: Result | None) -> str:
+    if result is None:
+        return "not finished"
+    return f"diverged at step {result['diverged_at']}" if result["status"] == "diverged" else ""
+
+
 class PaperReport(NamedTuple):
     """One question of the paper.
 
@@ -161,6 +217,20 @@ def build_report(paper: PaperReport, results: SweepResults, data: str, preset: s
     }
     text = f"{paper.question}\n\nData: {DATA[data]}."
     return Report(f"{paper.title}: {data}", text, paper.sections(results), facts)
+
+
+def report_of_json(paper: PaperReport, file: Path) -> Report:
+    """Returns the report of a JSON that this command wrote, with its facts; pictures that need checkpoints are missing.
+
+    Raises:
+      StorageError: the file does not exist, or is not the JSON of a sweep's report.
+      ConfigError: a field of its config is unknown.
+    """
+    cells, by_cell, facts = results_io.cells_from_json(file)
+    data = cells[0].config.data
+    name = "road_debris_boxes" if data.box_classes else data.name
+    report = build_report(paper, SweepResults(cells, file.parent, by_cell), name, facts["preset"])
+    return report._replace(facts=facts)
 
 
 def make_cells(

@@ -13,11 +13,11 @@ from typing import Any
 
 import rich.console
 
-from experiments.sweep.grid import FORM, Cell, check_same, result_of
+from experiments.sweep.grid import FORM, Cell, check_same, result_of, row_name
 from experiments.sweep.parallel_cells import RESULT_FILE
 from segjax.reporting import Report, show, write_report
 from segjax.storage import StorageError, read_json, say, write_json
-from segjax.training.config import CONFIG_FILE, leaves
+from segjax.training.config import CONFIG_FILE, from_leaves, leaves
 from segjax.training.provenance import provenance
 
 
@@ -80,6 +80,25 @@ def cells_as_json(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> 
         },
         "cells": [{"changes": dict(cell.changes), **results[cell.name]} for cell in cells if cell.name in results],
     }
+
+
+def cells_from_json(file: Path) -> tuple[list[Cell], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Returns the cells of a sweep's report, their results by name, and the facts of the report, from its JSON alone.
+
+    Raises:
+      StorageError: the file does not exist, or is not the JSON of a sweep's report.
+      ConfigError: a field of its config is unknown.
+    """
+    form = {"facts": dict, "data": {"config": dict, "cells": [{"changes": dict} | FORM]}}
+    content = read_json(file, form, "the JSON of a sweep's report")
+    cells, by_cell = [], {}
+    for entry in content["data"]["cells"]:
+        config = from_leaves(content["data"]["config"] | entry["changes"])
+        changes = {key: leaves(config)[key] for key in entry["changes"]}  # with tuples for lists
+        cell = Cell(row_name({key: value for key, value in changes.items() if key != "seed"}), changes, config)
+        cells.append(cell)
+        by_cell[cell.name] = {key: value for key, value in entry.items() if key != "changes"}
+    return cells, by_cell, content["facts"]
 
 
 def import_results(cells: Sequence[Cell], workdir: Path, file: Path, part: str | None = None) -> int:

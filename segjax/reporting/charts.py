@@ -1,8 +1,10 @@
-"""Charts of curves as data: a page draws them as SVG with the values under the pointer, matplotlib as PNG."""
+"""Charts and grids as data: a page draws them with the values under the pointer, matplotlib as PNG."""
 
+import base64
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +85,126 @@ class Chart(NamedTuple):
                 for name, series in self.lines.items()
             ],
         }
+
+
+class GridCell(NamedTuple):
+    """The runs of one cell of a `Grid`, one per seed.
+
+    Attributes:
+      scores: one value per seed, by name of the score; None for a seed without one.
+      curves: steps, and the values at these steps per seed that has them, by name of the score.
+      notes: remark on each seed, such as "diverged at step 20"; empty for a finished run.
+      pictures: PNG or JPEG files by caption.
+    """
+
+    scores: Mapping[str, Sequence[float | None]]
+    curves: Mapping[str, Series] = {}
+    notes: Sequence[str] = ()
+    pictures: Mapping[str, bytes] = {}
+
+    def mean(self, score: str) -> float:
+        """Returns the mean of a score over the seeds that have one; NaN without any."""
+        known = _known(self.scores[score])
+        return statistics.mean(known) if known else math.nan
+
+    def std(self, score: str) -> float:
+        """Returns the sample standard deviation of a score over the seeds; NaN with fewer than two values."""
+        known = _known(self.scores[score])
+        return statistics.stdev(known) if len(known) > 1 else math.nan
+
+
+class Grid(NamedTuple):
+    """Scores of a sweep over two fields: a table to explore in a page, and a heat map, the file REPORT_NAME.png.
+
+    In the page a cell shows its scores per seed, its curves and its pictures, and two cells can be compared. The
+    highest mean of each row is framed, and the highest of all has a star.
+
+    Attributes:
+      name: end of the name of the PNG file.
+      caption: sentence below the grid.
+      x: name of the field that changes along a row.
+      y: name of the field that changes along a column.
+      columns: values of `x`.
+      rows: values of `y`.
+      seeds: names of the seeds.
+      cells: cells by (row, column), both counted from 0; the others are not part of the sweep.
+      scores: names of the scores; the grid shows the first at first, and the PNG that one only.
+      curve_x: name of the x axis of the curves.
+    """
+
+    name: str
+    caption: str
+    x: str
+    y: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    seeds: Sequence[str]
+    cells: Mapping[tuple[int, int], GridCell]
+    scores: Sequence[str]
+    curve_x: str = "step"
+
+    half = False
+
+    @property
+    def form(self) -> str:
+        """End of the file's name."""
+        return "png"
+
+    @property
+    def title(self) -> str:
+        """Heading of the heat map."""
+        count = max((len(_known(cell.scores[self.scores[0]])) for cell in self.cells.values()), default=0)
+        return f"{self.scores[0]}, mean ± std of {count} seed(s)"
+
+    @property
+    def content(self) -> bytes:
+        """The PNG file, drawn by matplotlib, which is imported here because pages do not need it."""
+        from segjax.reporting import figures
+
+        def values(of: Callable[[GridCell, str], float]) -> list[list[float]]:
+            value = {at: of(cell, self.scores[0]) for at, cell in self.cells.items()}
+            return [[value.get((i, j), math.nan) for j in range(len(self.columns))] for i in range(len(self.rows))]
+
+        names = {"rows": self.rows, "columns": self.columns, "title": self.title, "x": self.x, "y": self.y}
+        return figures.png(figures.heatmap(values(GridCell.mean), values(GridCell.std), **names))
+
+    def data(self) -> dict[str, Any]:
+        """Returns what grid.js shows, ready for JSON: numbers with six digits, and pictures as data URLs."""
+        labels = ("columns", "rows", "seeds", "scores")
+        return {key: [printable(name) for name in getattr(self, key)] for key in labels} | {
+            "x": printable(self.x),
+            "y": printable(self.y),
+            "curveX": printable(self.curve_x),
+            "cells": [self._cell_data(*at, cell) for at, cell in sorted(self.cells.items())],
+        }
+
+    def _cell_data(self, row: int, column: int, cell: GridCell) -> dict[str, Any]:
+        values = [[None if value is None else _rounded(value) for value in cell.scores[name]] for name in self.scores]
+        lines = [_line(*cell.curves[name], smoothed=False) if name in cell.curves else None for name in self.scores]
+        return {
+            "row": row,
+            "column": column,
+            "values": values,
+            "mean": [_rounded(cell.mean(name)) for name in self.scores],
+            "std": [_rounded(cell.std(name)) for name in self.scores],
+            "lines": lines,
+            "notes": [printable(note) for note in cell.notes],
+            "pictures": [[printable(caption), data_url(file)] for caption, file in cell.pictures.items()],
+        }
+
+
+def image_form(file: bytes) -> str:
+    """Returns "jpeg" or "png", the end of the name of an image file and of its media type."""
+    return "jpeg" if file.startswith(b"\xff\xd8") else "png"
+
+
+def data_url(file: bytes) -> str:
+    """Returns a PNG or JPEG file as an address that contains it."""
+    return f"data:image/{image_form(file)};base64,{base64.b64encode(file).decode()}"
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None and not math.isnan(value)]
 
 
 def _line(xs: Numbers, seeds: Sequence[Sequence[float | int | None]], *, smoothed: bool) -> dict[str, list]:

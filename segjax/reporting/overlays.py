@@ -13,7 +13,8 @@ from segjax import inference
 from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
 from segjax.data.resize import resize_nearest
 from segjax.inference.visualize import overlay_palette
-from segjax.reporting.report import Overlay, data_url
+from segjax.reporting.charts import data_url
+from segjax.reporting.report import Overlay
 from segjax.storage import printable
 
 _WIDEST = 800  # pixels of an image on the page

@@ -1,5 +1,3 @@
-'use strict';
-(() => {
 // What a reader has chosen survives the reload of a live page. A page in a sandbox has no storage.
 const place = `segjax ${location.pathname}`;
 const read = (storage, key) => { try { return JSON.parse(window[storage].getItem(key)); } catch { return null; } };
@@ -50,15 +48,14 @@ class Chart {
     this.data = JSON.parse(figure.querySelector('script').textContent);
     this.title = figure.querySelector('h3').textContent;
     this.memory = memory[`chart ${figure.dataset.name}`] ||= {hidden: [], log: false, pin: null};
-    this.data.lines.forEach((line, i) => { line.color = `var(--c${i % 8})`; line.dash = ['', '6 3', '2 3'][Math.floor(i / 8) % 3]; });
     const caption = figure.querySelector('figcaption');
     const heading = figure.querySelector('h3');
     this.addLogButton(heading);
-    const legend = document.createElement('div'), plot = document.createElement('div');
+    const legend = this.legend = document.createElement('div'), plot = document.createElement('div');
     legend.className = 'legend';
     plot.className = 'plot';
     caption.before(legend, plot);
-    if (this.data.lines.length > 1 || this.data.reference) this.addLegend(legend);
+    this.setLines(this.data.lines);
     this.plot = plot;
     plot.tabIndex = 0;
     plot.setAttribute('role', 'group');
@@ -73,6 +70,13 @@ class Chart {
     plot.addEventListener('keydown', event => this.press(event));
     new ResizeObserver(() => { if (plot.clientWidth !== this.width) this.draw(); }).observe(plot);
     this.draw();
+  }
+
+  setLines(lines) {
+    this.data.lines = lines;
+    lines.forEach((line, i) => { line.color = `var(--c${i % 8})`; line.dash = ['', '6 3', '2 3'][Math.floor(i / 8) % 3]; });
+    this.legend.replaceChildren();
+    if (lines.length > 1 || this.data.reference) this.addLegend(this.legend);
   }
 
   addLogButton(heading) {
@@ -395,7 +399,7 @@ const enlarge = (figure, isLarge = !figure.classList.contains('large')) => {
 addEventListener('keydown', event => {
   if (event.key === 'Escape') for (const figure of document.querySelectorAll('.large')) enlarge(figure, false);
 });
-for (const target of document.querySelectorAll('figure > img, .stack')) {
+const openOnClick = target => {
   target.tabIndex = 0;
   target.setAttribute('role', 'button');
   target.setAttribute('aria-label', 'large');
@@ -404,11 +408,13 @@ for (const target of document.querySelectorAll('figure > img, .stack')) {
     if (event.pointerType !== 'touch' || target.matches('img')) enlarge(target.closest('figure'));
   });
   target.addEventListener('keydown', event => { if (event.key === 'Enter') enlarge(target.closest('figure')); });
-}
-for (const heading of document.querySelectorAll('.chart h3')) {
+};
+document.querySelectorAll('figure > img, .stack').forEach(openOnClick);
+const addLargeButton = heading => {
   const button = make(heading, 'button', {type: 'button', 'aria-label': 'large', title: 'large'}, '⤢');
   button.addEventListener('click', () => enlarge(heading.closest('figure')));
-}
+};
+document.querySelectorAll('.chart h3').forEach(addLargeButton);
 
 // Light or dark: as the system, or as chosen here.
 const root = document.documentElement;
@@ -447,4 +453,3 @@ if (refresh) {
     if (Date.now() >= due && !document.hidden && !document.querySelector('.large') && Date.now() - touched > 5000) location.reload();
   }, 500);
 }
-})();

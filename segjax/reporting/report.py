@@ -1,6 +1,5 @@
 """Reports of tables and pictures: on a terminal, and as HTML, Markdown, CSV, LaTeX, JSON and PNG files."""
 
-import base64
 import csv
 import io
 import itertools
@@ -23,7 +22,7 @@ from etils import epath
 from jinja2 import StrictUndefined, Template
 from markupsafe import Markup
 
-from segjax.reporting.charts import Chart
+from segjax.reporting.charts import Chart, Grid, data_url, image_form
 from segjax.storage import check_outputs, named_like, printable, to_json, write_outputs
 
 
@@ -86,7 +85,7 @@ class Picture(NamedTuple):
     @property
     def form(self) -> str:
         """Returns "jpeg" or "png", the end of the file's name and of its media type."""
-        return _form(self.content)
+        return image_form(self.content)
 
 
 class Overlay(NamedTuple):
@@ -115,20 +114,16 @@ class Overlay(NamedTuple):
     @property
     def form(self) -> str:
         """Returns "jpeg" or "png", the end of the file's name and of its media type."""
-        return _form(self.content)
-
-
-def _form(content: bytes) -> str:
-    return "jpeg" if content.startswith(b"\xff\xd8") else "png"
+        return image_form(self.content)
 
 
 class Section(NamedTuple):
-    """A heading with a few sentences, tables, and pictures, charts or overlays."""
+    """A heading with a few sentences, tables, and pictures, charts, grids or overlays."""
 
     title: str
     text: str = ""
     tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture | Chart | Overlay, ...] = ()
+    pictures: tuple[Picture | Chart | Grid | Overlay, ...] = ()
 
 
 class Progress(NamedTuple):
@@ -516,10 +511,16 @@ def as_markdown(report: Report, name: str) -> str:
 
 def html(report: Report) -> str:
     """Returns the report as one HTML page that contains its style, script, pictures and data, and loads no file."""
-    folder = Path(__file__).parent
-    source, style, script = ((folder / f"page.{form}").read_text(encoding="utf-8") for form in ("html", "css", "js"))
+
+    def part(file: str) -> str:
+        return (Path(__file__).parent / file).read_text(encoding="utf-8")
+
+    has_grid = any(isinstance(picture, Grid) for section in report.sections for picture in section.pictures)
+    script = part("page.js") + (part("grid.js") if has_grid else "")
+    style = part("page.css") + (part("grid.css") if has_grid else "")
     options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    page = Template(source, finalize=lambda value: printable(value) if type(value) is str else value, **options)
+    options |= {"finalize": lambda value: printable(value) if type(value) is str else value}
+    page = Template(part("page.html"), **options)
     return page.render(
         report=report,
         style=Markup(style),
@@ -532,11 +533,6 @@ def html(report: Report) -> str:
         data_of=lambda picture: _script_json(picture.values if isinstance(picture, Overlay) else picture.data()),
         facts={key: _text(value) for key, value in report.facts.items()},
     )
-
-
-def data_url(file: bytes) -> str:
-    """Returns the URL of a page that contains a PNG or JPEG file."""
-    return f"data:image/{_form(file)};base64,{base64.b64encode(file).decode()}"
 
 
 def _script_json(value: Any) -> Markup:

@@ -50,6 +50,34 @@ def test_sections_best_alpha_of_each_gamma(results):
     assert [len(table.rows) for section in (trap, grid) for table in section.tables] == [5, 7]
 
 
+def test_sections_grid_has_scores_and_curves_per_seed(results):
+    *_, section = focal_ablation.sections(results)
+    (grid,) = section.pictures
+    assert (len(grid.rows), len(grid.columns), len(grid.cells)) == (7, 9, 57)
+    assert grid.seeds == ["0", "1"]
+    cell = grid.cells[grid.rows.index("2"), grid.columns.index("0.25")]
+    assert cell.scores["average precision"] == pytest.approx([0.6, 0.6])
+    assert cell.curves["average precision"] == ([1, 2, 3, 4], [pytest.approx([0, 0, 0.6, 0.6])] * 2)
+    assert "best IoU" not in cell.curves  # it was not logged
+    assert cell.notes == ["", ""]
+    (row,) = (row for row in section.tables[0].rows if row[0] == "2")
+    assert grid.cells.keys() >= {(0, 2), (6, 0)}
+    assert (0, 0) not in grid.cells  # α = 0.01 is not run for γ = 0
+    assert row[4].mean == cell.mean("average precision")
+
+
+def test_sections_grid_names_diverged_and_missing_seeds(made_up, monkeypatch):
+    monkeypatch.setattr(focal_ablation, "_examples", lambda *_: ())
+    results = made_up(config, lambda cell: None if cell.config.seed == 1 else 0.5)
+    (first,) = (c for c in results.cells if c.changes[GAMMA] == 2 and c.changes[ALPHA] == 0.25 and c.config.seed == 0)
+    del results.by_cell[first.name]
+    (grid,) = focal_ablation.sections(results)[-1].pictures
+    cell = grid.cells[grid.rows.index("2"), grid.columns.index("0.25")]
+    assert cell.notes == ["not finished", "diverged at step 1"]
+    assert cell.scores["average precision"] == [None, None]
+    assert cell.curves == {}
+
+
 def test_best_alphas_prefers_rows_with_more_seeds(results):
     grid = [row for row in results.rows() if row["model.prior"]]
     lucky = next(row for row in grid if row[GAMMA] == 2 and row[ALPHA] == 0.25)

@@ -11,7 +11,7 @@ from experiments.sweep import paper_report, results_io
 from experiments.sweep.paper_report import SweepResults
 from segjax.configs import focal_ablation as config
 from segjax.configs import rare_class
-from segjax.reporting import write_report
+from segjax.reporting import as_markdown, write_report
 
 EMPTY = PAPER_REPORT._replace(sections=lambda _: ())
 
@@ -94,3 +94,24 @@ def test_make_cells_with_other_steps_and_seeds():
 
 def test_every_data_set_has_a_description():
     assert set(rare_class.DATA) <= paper_report.DATA.keys()
+
+
+def test_report_of_json_equals_the_report_of_the_results(results, tmp_path):
+    report = paper_report.build_report(PAPER_REPORT, results, "road_debris", "cpu")
+    data = results_io.cells_as_json(results.cells, results.by_cell)
+    (written, *_) = write_report(report, tmp_path / "report", "focal_ablation_road_debris", data)
+    again = paper_report.report_of_json(PAPER_REPORT, written.with_suffix(".json"))
+    assert as_markdown(again, "r") == as_markdown(report, "r")
+    assert [[one.content for one in section.pictures] for section in again.sections] == [
+        [one.content for one in section.pictures] for section in report.sections
+    ]
+
+
+def test_report_of_json_keeps_the_number_of_unfinished_cells(results, tmp_path):
+    results.by_cell.popitem()
+    report = paper_report.build_report(EMPTY, results, "road_debris", "cpu")
+    data = results_io.cells_as_json(results.cells, results.by_cell)
+    (written, *_) = write_report(report, tmp_path / "report", "focal_ablation_road_debris", data)
+    again = paper_report.report_of_json(EMPTY, written.with_suffix(".json"))
+    assert again.facts["cells"] == report.facts["cells"]
+    assert again.facts["cells"].startswith(f"{len(results.cells) - 1} of {len(results.cells)} finished")
