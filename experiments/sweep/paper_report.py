@@ -86,7 +86,7 @@ class SweepResults:
         return [
             self.by_cell[cell.name]
             for cell in self.cells
-            if cell.name in self.by_cell and {**row, "seed": cell.changes["seed"]} == cell.changes
+            if {**row, "seed": cell.changes["seed"]} == cell.changes and cell.name in self.by_cell
         ]
 
     def over_seeds(self, row: Changes, value: Callable[[Result], float | None]) -> Spread:

@@ -94,7 +94,8 @@ def cells_from_json(file: Path) -> tuple[list[Cell], dict[str, dict[str, Any]], 
     cells, by_cell = [], {}
     for entry in content["data"]["cells"]:
         config = from_leaves(content["data"]["config"] | entry["changes"])
-        changes = {key: leaves(config)[key] for key in entry["changes"]}  # with tuples for lists
+        fields = leaves(config)
+        changes = {key: fields[key] for key in entry["changes"]}  # with tuples for lists
         cell = Cell(row_name({key: value for key, value in changes.items() if key != "seed"}), changes, config)
         cells.append(cell)
         by_cell[cell.name] = {key: value for key, value in entry.items() if key != "changes"}
