@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
             f"expected two or more RUNs, each WORKDIR or WORKDIR/checkpoints/STEP; got {' '.join(argv[1:]) or 'none'}"
         )
     console, fields = rich.console.Console(), cli.data_fields("config")
-    runs = [load_run(path, data_fields=fields) for path in argv[1:]]
+    runs = [load_run(path, data_fields=fields, multilabel=True) for path in argv[1:]]
     groups = comparison.group_runs(runs)
     split = flags.FLAGS.split or runs[0].config.data.eval_split
     sources = {run.name: open_split(run.config.data, split, mark_unseen=True) for run in runs}

@@ -3,20 +3,23 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from segjax import inference
 from segjax.data import Source
 from segjax.data.labels import LabelSet, colorize
+from segjax.inference.visualize import colorize_overlaps
 from segjax.reporting.charts import Chart, Series
-from segjax.reporting.report import Picture, Report, Section, Table, spread
+from segjax.reporting.multilabel_page import MultilabelInspection, ShownOverlaps, inspect_multilabel, show_overlaps
+from segjax.reporting.overlays import comparison_overlay, overlap_overlay, predictions_differ
+from segjax.reporting.report import Overlay, Report, Section, Table, spread
 from segjax.reporting.run_page import ImageScore, Inspection, Rows, ShownImage, inspect_run, read_and_predict
 from segjax.trained_run import TrainedRun, facts_of
-from segjax.training import ConfigError, read_log
+from segjax.training import ConfigError, multilabel, read_log
 from segjax.training.config import comparable
 
 Overlaps = Int[np.ndarray, "images 2 classes"]
@@ -30,8 +33,12 @@ _SCORES = {
     "AP of {rare}": "average_precision",
     "best IoU of {rare}": "best_iou",
     "ECE ↓": "expected_calibration_error",
+    "mean AP": "mean_average_precision",
+    "exact match": "exact_match",
+    "calibration error ↓": "mean_calibration_error",
 }
-_CURVES = {"mean IoU": "eval/mean_iou", "average precision": "eval/average_precision", "loss": "train/loss"}
+_CURVES = {"mean IoU": "eval/mean_iou", "average precision": "eval/average_precision"}
+_CURVES |= {"mean average precision": "eval/mean_average_precision", "loss": "train/loss"}
 
 
 class Group(NamedTuple):
@@ -46,7 +53,7 @@ class Compared(NamedTuple):
 
     name: str
     runs: tuple[TrainedRun, ...]
-    inspections: tuple[Inspection, ...]
+    inspections: tuple[Inspection | MultilabelInspection, ...]
 
     def score(self, key: str) -> Any:
         """Returns a score of the group: that of its only run, or a `Spread` over its runs."""
@@ -76,6 +83,12 @@ def group_runs(runs: Sequence[TrainedRun]) -> list[Group]:
     for i, run in enumerate(runs):
         if names[i] in names[:i]:
             raise ConfigError(f"{names[i]} is named twice; name every run once")
+        if run.config.data.multilabel != first.config.data.multilabel:
+            kinds = ["overlap" if one.config.data.multilabel else "do not" for one in (run, first)]
+            raise ConfigError(
+                f"{run.name} and {first.name} cannot be compared: the classes of the first {kinds[0]}, those of the "
+                f"second {kinds[1]} (config.data.multilabel); name runs of one kind"
+            )
         if run.label_set.names != first.label_set.names:
             classes = [", ".join(one.label_set.names) for one in (run, first)]
             raise ConfigError(
@@ -137,9 +150,12 @@ def check_same_images(groups: Sequence[Group], sources: Mapping[str, Source], sp
 
 def compare(groups: Sequence[Group], sources: Mapping[str, Source]) -> list[Compared]:
     """Scores every run on all images of its source, by the name of the run; a terminal shows the progress."""
-    return [
-        Compared(*group, tuple(inspect_run(run, sources[run.name], images=0) for run in group.runs)) for group in groups
-    ]
+    return [Compared(*group, tuple(_inspect(run, sources[run.name]) for run in group.runs)) for group in groups]
+
+
+def _inspect(run: TrainedRun, source: Source) -> Inspection | MultilabelInspection:
+    inspect = inspect_multilabel if run.config.data.multilabel else inspect_run
+    return inspect(run, source, images=0)
 
 
 def mean_iou_interval(first: Sequence[Overlaps], second: Sequence[Overlaps]) -> tuple[float, float]:
@@ -225,11 +241,14 @@ def _signed(difference: float) -> str | None:
 def class_table(compared: Sequence[Compared]) -> Table:
     """Builds the table of the IoU per class and group; the last column is the last group's minus the first's."""
     scores = compared[0].inspections[0].scores
-    pixels, rows = [sum(row) for row in scores["confusion"]], []
+    confusion, rows = np.array(scores["confusion"]), []
+    overlap = confusion.ndim == 3  # one matrix per class
+    pixels = confusion[:, 1].sum(axis=-1) if overlap else confusion.sum(axis=-1)
+    total = max(int(confusion[0].sum() if overlap else confusion.sum()), 1)
     for i, name in enumerate(scores["classes"]):
         values = [group.class_score("iou_per_class", i) for group in compared]
         change = _signed(_mean(values[-1]) - _mean(values[0]))
-        rows.append((name, pixels[i] / max(sum(pixels), 1), *values, change))
+        rows.append((name, float(pixels[i] / total), *values, change))
     names = [group.name for group in compared]
     return Table("IoU per class", ("class", "share", *names, f"{names[-1]} − {names[0]}"), rows)
 
@@ -310,40 +329,65 @@ def _line(logs: Sequence[Rows], key: str) -> Series | None:
 
 
 def _image_sections(compared: Sequence[Compared], sources: Mapping[str, Source], count: int) -> list[Section]:
-    scores = image_scores(compared)
+    scores, labels = image_scores(compared), compared[0].runs[0].label_set
     chosen = most_different(scores, count)
     if not chosen:
         return []
-    shown: list[Iterator[ShownImage]] = [
-        read_and_predict(group.runs[0], sources[group.runs[0].name], [ImageScore(row[i], i) for i in chosen])
+    show = read_and_predict if labels.combinations is None else show_overlaps
+    shown: list[Iterable[ShownImage | ShownOverlaps]] = [
+        show(group.runs[0], sources[group.runs[0].name], [ImageScore(row[i], i) for i in chosen])
         for group, row in zip(compared, scores.tolist(), strict=True)
     ]
-    pictures = []
+    draw = _overlay if labels.combinations is None else _overlap_overlay
+    names, pictures = [_layer_name(group) for group in compared], []
     for number, (index, *each) in enumerate(zip(chosen, *shown, strict=True), 1):
         parts = [f"{group.name} {score:.3f}" for group, score in zip(compared, scores[:, index], strict=True)]
-        predictions = {group.name: one.prediction for group, one in zip(compared, each, strict=True)}
-        tiles = inference.png(_tiles(each[0], predictions, compared[0].runs[0].label_set))
-        pictures.append(Picture(f"image_{number}", f"{each[0].name}: mean IoU {', '.join(parts)}", tiles, half=True))
+        caption, predictions = f"{each[0].name}: mean IoU {', '.join(parts)}", [one.prediction for one in each]
+        masks = dict(zip(names, predictions, strict=True))
+        pictures.append(draw(f"image_{number}", caption, each[0], masks, labels))
     text = (
-        "The images whose mean IoU differs most between the rows, the largest difference first. In the ground truth "
-        "void is black. The last picture is white where two networks predict different classes."
+        "The images whose mean IoU differs most between the rows, the largest difference first. Choose a layer, which "
+        "is then shown over all images, and how opaque it is. The pointer shows the classes of a pixel."
     )
     first_seed = " Of several seeds, the first one counts." if any(len(group.runs) > 1 for group in compared) else ""
     return [Section("Images", text + first_seed, (), tuple(pictures))]
 
 
+def _layer_name(group: Compared) -> str:
+    return f"run {group.name}" if group.name in ("truth", "difference") else group.name
+
+
+def _overlay(
+    name: str, caption: str, shown: ShownImage, masks: Mapping[str, UInt8[np.ndarray, "H W"]], labels: LabelSet
+) -> Overlay:
+    drawn = {kind: colorize(mask, labels.palette) for kind, mask in {"truth": shown.truth, **masks}.items()}
+    ids = np.unique(np.stack([shown.truth, *masks.values()])).tolist()
+    differ = predictions_differ(list(masks.values()))
+    tiles = _tiles(shown.image, drawn, differ, labels, ids)
+    return comparison_overlay(name, caption, tiles, shown.image, shown.truth, masks, labels)
+
+
+def _overlap_overlay(
+    name: str, caption: str, shown: ShownOverlaps, masks: Mapping[str, Bool[np.ndarray, "H W C"]], labels: LabelSet
+) -> Overlay:
+    drawn = {"truth": multilabel.draw_truth(shown.truth, labels)}
+    drawn |= {kind: colorize_overlaps(mask, labels.palette) for kind, mask in masks.items()}
+    differ = predictions_differ(list(masks.values())).any(axis=-1)
+    tiles = _tiles(shown.image, drawn, differ, labels, None)
+    return overlap_overlay(name, caption, tiles, shown.image, shown.truth, masks, labels)
+
+
 def _tiles(
-    shown: ShownImage, predictions: Mapping[str, UInt8[np.ndarray, "H W"]], labels: LabelSet
-) -> UInt8[np.ndarray, "height total 3"]:
-    """Returns tiles of an image, its truth, each prediction and where they differ, above a legend."""
-    masks = {"truth": shown.truth, **predictions}
-    differ = np.ptp(np.stack(list(predictions.values())), axis=0) > 0
-    pictures = {"image": inference.as_rgb(shown.image)}
-    pictures |= {name: colorize(mask, labels.palette) for name, mask in masks.items()}
-    pictures |= {"difference": np.repeat(np.where(differ, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)}
-    sheet = inference.tiles(pictures)
-    ids = np.unique(np.stack(list(masks.values()))).tolist()
-    return np.concatenate([sheet, inference.legend(labels, ids, width=sheet.shape[1])])
+    image: Shaped[np.ndarray, "H W C"],
+    drawn: Mapping[str, UInt8[np.ndarray, "H W 3"]],
+    differ: Bool[np.ndarray, "H W"],
+    labels: LabelSet,
+    ids: Sequence[int] | None,
+) -> bytes:
+    """Returns tiles of an image, its masks and where they differ, above a legend of the classes `ids`, as PNG."""
+    difference = np.repeat(np.where(differ, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
+    sheet = inference.tiles({"image": inference.as_rgb(image), **drawn, "difference": difference})
+    return inference.png(np.concatenate([sheet, inference.legend(labels, ids, width=sheet.shape[1])]))
 
 
 def comparison_data(compared: Sequence[Compared], names: Sequence[str], split: str) -> dict[str, Any]:

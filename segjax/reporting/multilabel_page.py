@@ -16,7 +16,8 @@ from segjax.data import CORRUPTIONS, LabelSet, Source
 from segjax.inference.visualize import colorize_overlaps
 from segjax.reporting.charts import Chart, Series
 from segjax.reporting.live_page import MOST_LINES, columns_of, training_sections
-from segjax.reporting.report import Picture, Report, Section, Table, multilabel_table
+from segjax.reporting.overlays import overlap_overlay
+from segjax.reporting.report import Report, Section, Table, multilabel_table
 from segjax.reporting.run_page import (
     Curves,
     ImageScore,
@@ -59,16 +60,18 @@ class ShownOverlaps(NamedTuple):
 
 
 class MultilabelInspection(NamedTuple):
-    """Results of a pass over a split; all but the images are ready for JSON.
+    """Results of a pass over a split; all but the images and `overlaps` are ready for JSON.
 
     The scores are those of `training.multilabel.score_batches`, `metrics.classwise_calibration_error` and
-    "mean_iou_per_image". Reliability and precision-recall curves are by class. `shift` contains scores by kind of
+    "mean_iou_per_image". Reliability and precision-recall curves are by class. `overlaps` are the pixels in the
+    intersection and in the union of truth and prediction, per image and class. `shift` contains scores by kind of
     corruption, if a severity was given.
     """
 
     scores: dict[str, Any]
     reliability: Curves
     precision_recall: Curves
+    overlaps: Int[np.ndarray, "images 2 classes"]
     best: tuple[ShownOverlaps, ...]
     worst: tuple[ShownOverlaps, ...]
     severity: int | None = None
@@ -84,15 +87,18 @@ def inspect_multilabel(
     terminal shows the progress. If the devices cannot divide the run's batch, it raises ConfigError.
     """
     names, ranked = run.label_set.names, []
+    overlaps = np.zeros((len(source), 2, len(names)), np.int64)
 
     def rank(matrices: Int[np.ndarray, "images C 2 2"], indices: Int[np.ndarray, "images"]) -> dict[str, Any]:
-        means = _mean_ious(matrices)
+        each, kept = _overlaps(matrices), indices < len(source)  # the others are fillers
+        overlaps[indices[kept]] = each[kept]
+        means = _mean_ious(each)
         defined = np.isfinite(means)
         ranked.extend(ImageScore(*one, False) for one in zip(means[defined], indices[defined].tolist(), strict=True))
         return {"sum": means[defined].sum(), "count": np.int64(defined.sum())}
 
     totals = sum_with_progress(run, source, make_inspection_step(run), rank)
-    best, worst = (tuple(_shown(run, source, tracked(part))) for part in best_and_worst(ranked, images))
+    best, worst = (tuple(show_overlaps(run, source, tracked(part))) for part in best_and_worst(ranked, images))
     per_image, bins = totals["per_image"], totals["calibration"]
     scores = split_facts(source) | _scores(totals)
     scores["mean_iou_per_image"] = float(per_image["sum"] / per_image["count"]) if per_image["count"] else math.nan
@@ -104,7 +110,7 @@ def inspect_multilabel(
         kinds = rich.progress.track(CORRUPTIONS, "scoring corrupted images", console=rich.get_console(), transient=True)
         shift = {kind: _corrupted_scores(run, source, (kind, severity)) for kind in kinds}
     by_class = dict(zip(names, diagrams, strict=True)), dict(zip(names, curves, strict=True))
-    return MultilabelInspection(scores, *by_class, best, worst, severity, shift)
+    return MultilabelInspection(scores, *by_class, overlaps, best, worst, severity, shift)
 
 
 def _scores(totals: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,9 +126,14 @@ def _corrupted_scores(run: TrainedRun, source: Source, corruption: tuple[str, in
     return _scores(evaluation.sum_counts(without_images, source, run.config, devices=jax.device_count()))
 
 
-def _mean_ious(matrices: Int[np.ndarray, "images C 2 2"]) -> Float[np.ndarray, "images"]:
+def _overlaps(matrices: Int[np.ndarray, "images C 2 2"]) -> Int[np.ndarray, "images 2 C"]:
+    """Returns the pixels in the intersection and in the union of truth and prediction, per class."""
+    return np.stack([matrices[..., 1, 1], matrices.sum(axis=(-1, -2)) - matrices[..., 0, 0]], axis=1)
+
+
+def _mean_ious(overlaps: Int[np.ndarray, "images 2 C"]) -> Float[np.ndarray, "images"]:
     """Returns the mean IoU of the classes in the labels or the prediction of each image; NaN without any."""
-    both, either = matrices[..., 1, 1], matrices.sum(axis=(-1, -2)) - matrices[..., 0, 0]
+    both, either = overlaps[:, 0], overlaps[:, 1]
     classes = (either > 0).sum(axis=-1)
     sums = (both / np.maximum(either, 1)).sum(axis=-1)
     return np.where(classes > 0, sums / np.maximum(classes, 1), np.nan)
@@ -167,7 +178,7 @@ def make_inspection_step(run: TrainedRun, corruption: tuple[str, int] | None = N
     return step
 
 
-def _shown(run: TrainedRun, source: Source, chosen: Iterable[ImageScore]) -> list[ShownOverlaps]:
+def show_overlaps(run: TrainedRun, source: Source, chosen: Iterable[ImageScore]) -> list[ShownOverlaps]:
     """Reads and predicts the chosen images again, as `segjax predict` does."""
     predict, shown = run.predictor(), []
     for one in chosen:
@@ -251,14 +262,18 @@ def _image_sections(inspection: MultilabelInspection, labels: LabelSet) -> list[
     def section(kind: str, text: str, images: Sequence[ShownOverlaps]) -> Section:
         pictures = []
         for i, one in enumerate(images, 1):
-            drawn = inference.png(_draw(one, maximum, labels))
-            pictures.append(Picture(f"{kind}_{i}", f"{one.name}: mean IoU {one.mean_iou:.3f}", drawn, half=True))
+            caption, drawn = f"{one.name}: mean IoU {one.mean_iou:.3f}", inference.png(_draw(one, maximum, labels))
+            masks = {"prediction": one.prediction}
+            options = {"entropy": one.entropy, "maximum": maximum}
+            pictures.append(
+                overlap_overlay(f"{kind}_{i}", caption, drawn, one.image, one.truth, masks, labels, **options)
+            )
         return Section(f"{kind.capitalize()} images", text, (), tuple(pictures))
 
     text = (
-        "Ranked by the mean IoU of each image, over the classes in its labels or its prediction. A pixel of several "
-        "classes has the mean of their colours, inside the outline of each; void is grey. The entropy is the sum over "
-        "the classes, on one scale for all images."
+        "Ranked by the mean IoU of each image, over the classes in its labels or its prediction. Choose a layer, one "
+        "class or all, and how opaque the layer is. A pixel of several classes has the mean of their colours, inside "
+        "the outline of each. The entropy is the sum over the classes, on one scale for all images."
     )
     sections = [section("worst", text, inspection.worst), section("best", "", inspection.best)]
     return [section for section in sections if section.pictures]

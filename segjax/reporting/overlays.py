@@ -1,7 +1,7 @@
 """Images under layers for a page: masks, errors and uncertainties, with the values of the pixel under the pointer."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -12,13 +12,14 @@ from PIL import Image
 from segjax import inference
 from segjax.data.labels import UNSEEN, VOID, LabelSet, colorize
 from segjax.data.resize import resize_nearest
-from segjax.inference.visualize import overlay_palette
+from segjax.inference.visualize import colorize_overlaps, overlay_palette
 from segjax.reporting.charts import data_url
 from segjax.reporting.report import Overlay
 from segjax.storage import printable
 
 _WIDEST = 800  # pixels of an image on the page
-_ERRORS = ((240, 228, 66), (0, 158, 255))  # yellow and blue: missed and false pixels
+_VOID_GREY = np.full(3, 128, np.uint8)
+_FLAGS = ((240, 228, 66), (0, 158, 255), (204, 121, 167))  # yellow, blue and pink
 # An uncertainty has 64 colours: the page finds the value of a pixel from its colour, and the PNG is as small as a JPEG.
 _HEAT = inference.heatmap(np.linspace(0, 1, 64), 1.0)
 
@@ -46,15 +47,109 @@ def mask_overlay(
     masks = {"prediction": resize_nearest(prediction, shape), "truth": resize_nearest(truth, shape)}
     layers, legends = _mask_layers(masks, labels)
     layers["errors"], legends["errors"] = flag_layer(_errors(**masks, labels=labels))
-    readings = {}
-    for kind, values in uncertainties.items():
-        small = cv2.resize(values.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+    values = _values(truth.shape) | _class_values(masks, labels)
+    for kind, uncertainty in uncertainties.items():
         layer = f"{kind}, 0 to {maxima[kind]:.2g}"
-        layers[layer] = _heat_png(small / maxima[kind])
-        legends[layer] = {f"{maxima[kind] * i / 63:.2g}": _css(_HEAT[i]) for i in (0, 21, 42, 63)}
-        readings[layer] = [kind, maxima[kind]]
-    values = _class_values(truth.shape, masks, labels) | {"maxima": readings, "colours": _HEAT.tolist()}
+        layers[layer], legends[layer] = _heat_layer(uncertainty, maxima[kind], shape)
+        values["maxima"][layer] = [kind, maxima[kind]]
     return Overlay(name, caption, tiles, shrunk(image, shape), layers, legends, values)
+
+
+def comparison_overlay(
+    name: str,
+    caption: str,
+    content: bytes,
+    image: Shaped[np.ndarray, "H W C"],
+    truth: UInt8[np.ndarray, "H W"],
+    predictions: Masks,
+    labels: LabelSet,
+) -> Overlay:
+    """Draws an image and its layers: the prediction of each network, the truth, and where the predictions differ."""
+    shape = shown_shape(truth.shape)
+    masks = {one: resize_nearest(mask, shape) for one, mask in {**predictions, "truth": truth}.items()}
+    layers, legends = _mask_layers(masks, labels)
+    exists = (masks["truth"] != VOID) & (masks["truth"] != UNSEEN)
+    right = {one: exists & (masks[one] == masks["truth"]) for one in predictions}
+    differ = predictions_differ([masks[one] for one in predictions])
+    layers["difference"], legends["difference"] = flag_layer(_differences(right, differ))
+    values = _values(truth.shape) | _class_values(masks, labels)
+    return Overlay(name, caption, content, shrunk(image, shape), layers, legends, values)
+
+
+def _differences(
+    right: Mapping[str, Bool[np.ndarray, "h w"]], differ: Bool[np.ndarray, "h w"]
+) -> dict[str, Bool[np.ndarray, "h w"]]:
+    """Returns the pixels in which the predictions differ: of two, by which one is right."""
+    if len(right) != 2:
+        return {"predictions differ": differ}
+    (one, first), (other, second) = right.items()
+    flags = {f"only {one} is right": first & ~second, f"only {other} is right": second & ~first}
+    return flags | {"they differ and both are wrong, or void": differ & ~first & ~second}
+
+
+def overlap_overlay(
+    name: str,
+    caption: str,
+    content: bytes,
+    image: Shaped[np.ndarray, "H W C"],
+    truth: UInt8[np.ndarray, "H W"],
+    predictions: Mapping[str, Bool[np.ndarray, "H W classes"]],
+    labels: LabelSet,
+    entropy: Float[np.ndarray, "H W"] | None = None,
+    maximum: float = 1.0,
+) -> Overlay:
+    """Draws an image and its layers for classes that overlap: the page shows all classes, or one.
+
+    The layers are each prediction, the truth, the errors of one prediction or the difference of several, and the
+    entropy, whose lightest colour is that of `maximum`.
+    """
+    shape = shown_shape(truth.shape)
+    small = resize_nearest(truth, shape)
+    exists = small < len(labels.combinations)
+    true = labels.combinations[np.where(exists, small, 0)] & exists[..., None]
+    masks = {one: resize_nearest(mask.astype(np.uint8), shape) > 0 for one, mask in predictions.items()}
+    layers = {one: _class_parts(mask, labels) for one, mask in (masks | {"truth": true}).items()}
+    if not exists.all():
+        layers["truth"] |= {"void": _painted(~exists, _VOID_GREY)}
+    present = np.any([mask.any(axis=(0, 1)) for mask in (*masks.values(), true)], axis=0)
+    legend = {labels.names[i]: _css(labels.palette[i]) for i in np.flatnonzero(present)}
+    legends = dict.fromkeys(layers, legend)
+    if len(masks) == 1:
+        (mask,), kind = masks.values(), "errors"
+        flags = {"missed": true & ~mask & exists[..., None], "false": mask & ~true & exists[..., None]}
+    else:
+        kind, flags = "difference", {"predictions differ": predictions_differ(list(masks.values()))}
+    layers[kind] = {"": flag_layer({flag: where.any(axis=-1) for flag, where in flags.items()})[0]}
+    for i, one in enumerate(labels.names):
+        layer, legends[kind] = flag_layer({flag: where[..., i] for flag, where in flags.items()})
+        layers[kind][one] = layer
+    values = _values(truth.shape) | {"overlaps": list(map(printable, (*masks, "truth")))}
+    values["parts"] = list(map(printable, labels.names))
+    if entropy is not None:
+        layer = f"entropy, 0 to {maximum:.2g}"
+        layers[layer], legends[layer] = _heat_layer(entropy, maximum, shape)
+        values["maxima"] = {layer: ["entropy", maximum]}
+    return Overlay(name, caption, content, shrunk(image, shape), layers, legends, values)
+
+
+def _class_parts(mask: Bool[np.ndarray, "h w classes"], labels: LabelSet) -> dict[str, bytes]:
+    """Returns the layer of all classes, under "", and that of each class that occurs."""
+    together = colorize_overlaps(mask, labels.palette)
+    parts = {"": inference.png(np.dstack([together, 255 * mask.any(axis=-1).astype(np.uint8)]))}
+    for i in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
+        parts[labels.names[i]] = _painted(mask[..., i], labels.palette[i])
+    return parts
+
+
+def _painted(where: Bool[np.ndarray, "h w"], colour: UInt8[np.ndarray, "3"]) -> bytes:
+    layer = np.zeros((*where.shape, 4), np.uint8)
+    layer[where] = (*colour, 255)
+    return inference.png(layer)
+
+
+def predictions_differ(masks: Sequence[Shaped[np.ndarray, "*shape"]]) -> Bool[np.ndarray, "*shape"]:
+    """Returns True where not all masks are equal."""
+    return np.any([mask != masks[0] for mask in masks], axis=0)
 
 
 def shown_shape(shape: tuple[int, int]) -> tuple[int, int]:
@@ -92,26 +187,40 @@ def _errors(
 
 
 def flag_layer(flags: Mapping[str, Bool[np.ndarray, "H W"]]) -> tuple[bytes, Legend]:
-    """Returns a layer with the pixels of each flag, at most two, in one colour, and its legend."""
-    colours = dict(zip(flags, _ERRORS, strict=False))
+    """Returns a layer with the pixels of each flag, at most three, in one colour, and its legend."""
+    colours = dict(zip(flags, _FLAGS, strict=False))
     layer = np.zeros((*next(iter(flags.values())).shape, 4), np.uint8)
     for name, where in flags.items():
         layer[where] = (*colours[name], 255)
     return inference.png(layer), {name: f"rgb{colour}" for name, colour in colours.items()}
 
 
-def _heat_png(shares: Float[np.ndarray, "h w"]) -> bytes:
-    picture, file = Image.fromarray(np.round(63 * np.clip(shares, 0, 1)).astype(np.uint8), "P"), io.BytesIO()
+def _heat_layer(
+    values: Float[np.ndarray, "H W"], maximum: float, shape: tuple[int, int]
+) -> tuple[bytes, dict[str, str]]:
+    """Returns a layer of values from 0 to `maximum`, and its legend."""
+    small = cv2.resize(values.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+    levels, file = np.round(63 * np.clip(small / maximum, 0, 1)).astype(np.uint8), io.BytesIO()
+    picture = Image.fromarray(levels, "P")
     picture.putpalette(_HEAT.tobytes())
     picture.save(file, "PNG", optimize=True)
-    return file.getvalue()
+    return file.getvalue(), {f"{maximum * i / 63:.2g}": _css(_HEAT[i]) for i in (0, 21, 42, 63)}
 
 
-def _class_values(size: tuple[int, int], masks: Masks, labels: LabelSet) -> dict[str, Any]:
-    """Returns the classes of every pixel for the page: a PNG file with the masks one below the other, and the names."""
+def _values(size: tuple[int, int]) -> dict[str, Any]:
+    """Returns what the page needs to find the values of a pixel in the layers of an image of this height and width.
+
+    Masks of one class per pixel are in "ids" (`_class_values`). Uncertainties are found by their colours, from 0 to the
+    "maxima" per layer, and classes that overlap are the parts of the layers "overlaps" that are not transparent.
+    """
+    return {"size": size, "masks": [], "maxima": {}, "colours": _HEAT.tolist(), "overlaps": [], "parts": []}
+
+
+def _class_values(masks: Masks, labels: LabelSet) -> dict[str, Any]:
+    """Returns the classes of every pixel: a PNG file with the masks one below the other, and the names."""
     names = {**dict(enumerate(map(printable, labels.names))), VOID: "void", UNSEEN: "unseen class"}
     ids = data_url(inference.png(np.concatenate(list(masks.values()))))
-    return {"size": size, "classes": names, "masks": list(map(printable, masks)), "ids": ids}
+    return {"classes": names, "masks": list(map(printable, masks)), "ids": ids}
 
 
 def _css(colour: UInt8[np.ndarray, "3"]) -> str:

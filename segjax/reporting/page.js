@@ -299,7 +299,7 @@ for (const figure of document.querySelectorAll('.chart')) charts.push(new Chart(
 const overlays = [...document.querySelectorAll('.overlay')];
 const lay = () => {
   for (const image of document.querySelectorAll('[data-layer]')) {
-    image.hidden = image.dataset.layer !== memory.layer;
+    image.hidden = image.dataset.layer !== memory.layer || (image.dataset.part ?? memory.part) !== memory.part;
     image.style.opacity = memory.opacity / 100;
   }
   for (const legend of document.querySelectorAll('[data-legend]')) legend.hidden = legend.dataset.legend !== memory.layer;
@@ -307,16 +307,19 @@ const lay = () => {
     if (input.type === 'radio') input.checked = input.value === memory.layer;
     else input.value = memory.opacity;
   }
+  for (const select of document.querySelectorAll('.layers select')) select.value = memory.part;
 };
 overlays.forEach((figure, number) => {
-  const names = [...figure.querySelectorAll('[data-layer]')].map(image => image.dataset.layer);
+  const names = [...new Set([...figure.querySelectorAll('[data-layer]')].map(image => image.dataset.layer))];
+  const data = JSON.parse(figure.querySelector('script').textContent);
   if (!number && !names.includes(memory.layer)) [memory.layer, memory.opacity] = [names[0], 60];
+  if (!number && !data.parts.includes(memory.part)) memory.part = '';
   const controls = document.createElement('div'), stack = figure.querySelector('.stack'), image = stack.firstElementChild;
   controls.className = 'layers';
   stack.after(controls);
   image.decode().then(() => {
     stack.style.setProperty('--ratio', image.naturalWidth / image.naturalHeight);
-    new PixelValues(stack, image, JSON.parse(figure.querySelector('script').textContent));
+    new PixelValues(stack, image, data);
   });
   const add = (type, name, attributes, change) => {
     const label = make(controls, 'label'), input = make(label, 'input', {type, ...attributes});
@@ -324,6 +327,11 @@ overlays.forEach((figure, number) => {
     input.addEventListener('input', () => { change(input.value); remember(); lay(); });
   };
   for (const name of names) add('radio', name, {name: `layer ${number}`, value: name}, value => { memory.layer = value; });
+  if (data.parts.length) {
+    const select = make(controls, 'select', {'aria-label': 'class'});
+    select.append(new Option('all classes', ''), ...data.parts.map(name => new Option(name)));
+    select.addEventListener('input', () => { memory.part = select.value; remember(); lay(); });
+  }
   add('range', 'opacity', {min: 0, max: 100}, value => { memory.opacity = Number(value); });
 });
 lay();
@@ -339,12 +347,14 @@ class PixelValues {
     make(row, 'button', {type: 'button', 'aria-label': 'large', title: 'large'}, '⤢')
       .addEventListener('click', () => enlarge(stack.closest('figure')));
     this.mark = make(stack, 'i', {class: 'point', hidden: ''});
-    this.ids = new Image();
-    this.ids.src = data.ids;
+    this.images = [...stack.querySelectorAll('[data-layer]')];
     for (const kind of ['pointermove', 'pointerdown']) stack.addEventListener(kind, event => this.point(event));
     stack.addEventListener('pointerleave', event => { if (event.pointerType === 'mouse') this.show(null); });
     stack.addEventListener('keydown', event => this.press(event));
-    this.ids.decode().then(() => this.show(null));
+    this.show(null);
+    if (!data.ids) return;
+    this.ids = new Image();
+    this.ids.src = data.ids;
   }
 
   point(event) {
@@ -364,16 +374,21 @@ class PixelValues {
     this.at = at && [[at[0], this.width], [at[1], this.height]].map(([value, size]) => Math.min(size - 1, Math.max(0, Math.floor(value))));
     this.mark.hidden = !at;
     if (!at) { this.line.textContent = 'The pointer shows the values of a pixel.'; return; }
-    const [x, y] = this.at, {size, masks, classes, maxima} = this.data, share = [(x + 0.5) / this.width, (y + 0.5) / this.height];
+    const [x, y] = this.at, {size, masks, classes, maxima, overlaps} = this.data, share = [(x + 0.5) / this.width, (y + 0.5) / this.height];
     [this.mark.style.left, this.mark.style.top] = share.map(value => `${100 * value}%`);
-    const values = masks.map((name, i) => `${name} ${classes[this.colour(this.ids, x, y + i * this.height)[0]]}`);
-    for (const [layer, [name, maximum]] of Object.entries(maxima)) {
-      values.push(`${name} ${(this.level(layer, x, y) * maximum).toFixed(maximum < 0.1 ? 4 : 2)}`);
+    const values = masks.map((name, i) => `${name}: ${classes[this.colour(this.ids, x, y + i * this.height)[0]] ?? '…'}`);
+    for (const layer of overlaps) {
+      const found = this.images.filter(one => one.dataset.layer === layer && one.dataset.part && this.colour(one, x, y)[3]);
+      values.push(`${layer}: ${found.map(one => one.dataset.part).join(' and ') || 'no class'}`);
     }
-    this.line.textContent = `x ${Math.floor(share[0] * size[1])}, y ${Math.floor(share[1] * size[0])}: ${values.join(', ')}`;
+    for (const [layer, [name, maximum]] of Object.entries(maxima)) {
+      values.push(`${name}: ${(this.level(layer, x, y) * maximum).toFixed(maximum < 0.1 ? 4 : 2)}`);
+    }
+    this.line.textContent = `x ${Math.floor(share[0] * size[1])}, y ${Math.floor(share[1] * size[0])}; ${values.join('; ')}`;
   }
 
   colour(image, x, y) {
+    if (!image.complete) return [];  // still decoded
     if (!this.contexts.has(image)) {
       const canvas = document.createElement('canvas');
       [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
@@ -384,7 +399,7 @@ class PixelValues {
   }
 
   level(layer, x, y) {
-    const image = [...this.stack.children].find(one => one.dataset.layer === layer), seen = this.colour(image, x, y);
+    const seen = this.colour(this.images.find(one => one.dataset.layer === layer), x, y);
     const distances = this.data.colours.map(colour => colour.reduce((sum, value, i) => sum + (value - seen[i]) ** 2, 0));
     return distances.indexOf(Math.min(...distances)) / (distances.length - 1);
   }

@@ -96,7 +96,8 @@ class Overlay(NamedTuple):
       caption: sentence below the image.
       content: PNG or JPEG file of all layers side by side, for Markdown.
       image: PNG or JPEG file below the layers.
-      layers: files of the layers by name; the first is shown at first.
+      layers: files of the layers by name; the first is shown at first. The layer of classes that overlap has a file
+        per class, and one of all classes under "".
       legends: CSS colours by name, per layer.
       values: data of `segjax.reporting.overlays` from which the page finds the values of a pixel, ready for JSON.
       half: the image is half as wide as the page.
@@ -106,7 +107,7 @@ class Overlay(NamedTuple):
     caption: str
     content: bytes
     image: bytes
-    layers: Mapping[str, bytes]
+    layers: Mapping[str, bytes | Mapping[str, bytes]]
     legends: Mapping[str, Mapping[str, str]]
     values: Mapping[str, Any]
     half: bool = True
@@ -530,6 +531,7 @@ def html(report: Report) -> str:
         grouped=lambda pictures: [(half, list(group)) for half, group in itertools.groupby(pictures, lambda p: p.half)],
         kind=lambda picture: type(picture).__name__,
         source=data_url,
+        parts_of=lambda layer: layer if isinstance(layer, Mapping) else {None: layer},
         data_of=lambda picture: _script_json(picture.values if isinstance(picture, Overlay) else picture.data()),
         facts={key: _text(value) for key, value in report.facts.items()},
     )

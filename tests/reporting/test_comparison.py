@@ -80,6 +80,10 @@ def test_group_runs_puts_ensembles_of_one_config_in_one_group():
             [run("r/a"), run("r/b", classes=("road", "car"))],
             "r/b and r/a cannot be compared: their classes are road, car and road, debris; name runs of the same",
         ),
+        (
+            [run("r/a"), run("r/b", multilabel=True)],
+            "the classes of the first overlap, those of the second do not .config.data.multilabel.; name runs",
+        ),
     ],
 )
 def test_group_runs_refuses_runs_that_cannot_be_compared(runs, message):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from segjax.data import UNSEEN, VOID, LabelSet
-from segjax.reporting.overlays import mask_overlay
+from segjax.reporting import Report, Section, html
+from segjax.reporting.overlays import comparison_overlay, mask_overlay, overlap_overlay
 
 
 def shown_with_errors(num_classes, third=VOID):
@@ -66,3 +67,87 @@ def test_mask_overlay_uncertainty_can_be_read_from_its_colour():
     assert found.values["maxima"] == {"entropy, 0 to 0.5": ["entropy", 0.5]}
     assert found.values["colours"].index(colour.tolist()) / 63 * 0.5 == pytest.approx(0.25, abs=0.5 / 126)
     assert list(found.legends["entropy, 0 to 0.5"]) == ["0", "0.17", "0.33", "0.5"]
+
+
+IMAGE, NO_LUT = np.full((1, 5, 3), 200, np.uint8), np.full(256, 255, np.uint8)
+COLOURS = np.eye(3, dtype=np.uint8) * 255
+TRUTH = np.array([[0, 1, 2, 1, VOID]], np.uint8)
+
+
+def compared(**predictions):
+    labels = LabelSet(("a", "b", "c"), COLOURS, NO_LUT)
+    masks = {name: np.array([mask], np.uint8) for name, mask in predictions.items()}
+    return comparison_overlay("image_1", "street", b"", IMAGE, TRUTH, masks, labels)
+
+
+def test_comparison_overlay_of_two_shows_which_one_is_right():
+    found = compared(first=[0, 0, 1, 1, 0], second=[0, 1, 0, 2, 1])
+    assert list(found.layers) == ["first", "second", "truth", "difference"]
+    names = {tuple(map(int, colour[4:-1].split(","))): name for name, colour in found.legends["difference"].items()}
+    shown = [names[tuple(pixel[:3])] if pixel[3] else "" for pixel in decoded(found.layers["difference"])[0].tolist()]
+    both = "they differ and both are wrong, or void"
+    assert shown == ["", "only second is right", both, "only first is right", both]
+
+
+def test_comparison_overlay_of_three_shows_where_not_all_are_equal():
+    found = compared(x=[0, 0, 1, 1, 0], y=[0, 1, 1, 1, 0], z=[0, 0, 1, 2, 0])
+    assert list(found.legends["difference"]) == ["predictions differ"]
+    assert (decoded(found.layers["difference"])[0, :, 3] > 0).tolist() == [False, True, False, True, False]
+
+
+def overlapping(**options):
+    """Returns an image of the pixels: no class, rust, crack, both, void; the first prediction misses the crack."""
+    combinations = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], bool)
+    labels = LabelSet(("rust", "crack"), COLOURS[:2], NO_LUT, combinations=combinations)
+    truth = np.array([[0, 1, 2, 3, VOID]], np.uint8)
+    first = np.array([[[0, 0], [1, 0], [0, 0], [1, 1], [0, 1]]], bool)
+    masks = {"prediction": first} | {name: np.array([mask], bool) for name, mask in options.pop("more", {}).items()}
+    return overlap_overlay("worst_1", "wall", b"", IMAGE, truth, masks, labels, **options)
+
+
+def test_overlap_overlay_has_a_layer_of_each_class():
+    found = overlapping(entropy=np.full((1, 5), 0.5), maximum=1.0)
+    assert list(found.layers) == ["prediction", "truth", "errors", "entropy, 0 to 1"]
+    assert decoded(found.layers["truth"]["crack"])[0].tolist()[2] == [0, 255, 0, 255]
+    assert (decoded(found.layers["truth"]["crack"])[0, :, 3] > 0).tolist() == [False, False, True, True, False]
+    assert (decoded(found.layers["truth"]["void"])[0, :, 3] > 0).tolist() == [False] * 4 + [True]
+    missed, errors = (240, 228, 66, 255), decoded(found.layers["errors"]["crack"])[0]
+    assert [tuple(pixel) == missed for pixel in errors.tolist()] == [False, False, True, False, False]
+    assert not decoded(found.layers["errors"]["rust"])[..., 3].any()
+
+
+def test_overlap_overlay_of_several_predictions_shows_where_they_differ():
+    found = overlapping(more={"second": [[0, 0], [0, 0], [0, 0], [1, 1], [0, 1]]})
+    assert list(found.layers) == ["prediction", "second", "truth", "difference"]
+    differ = {part: (decoded(file)[0, :, 3] > 0).tolist() for part, file in found.layers["difference"].items()}
+    only_second_pixel = [False, True, False, False, False]
+    assert differ == {"": only_second_pixel, "rust": only_second_pixel, "crack": [False] * 5}
+
+
+@pytest.mark.slow
+def test_overlay_shows_one_class_or_all_and_the_classes_of_a_pixel(tmp_path, tab):
+    pictures = (overlapping(), overlapping()._replace(name="worst_2"))
+    (tmp_path / "page.html").write_text(html(Report("", "", (Section("", "", (), pictures),), {})), encoding="utf-8")
+    shown = "[...document.querySelectorAll('[data-layer]:not([hidden])')].map(i => [i.dataset.layer, i.dataset.part])"
+    line = "document.querySelector('.reading span').textContent"
+    with tab() as opened:
+        opened.open(tmp_path / "page.html")
+        assert opened.evaluate(shown) == [["prediction", ""]] * 2
+        opened.evaluate("document.querySelector('.layers select').focus()")
+        for _ in range(2):
+            opened.press("ArrowDown")
+        assert opened.evaluate(shown) == [["prediction", "crack"]] * 2
+        opened.click(".layers label:nth-child(2) input")
+        assert opened.evaluate(shown) == [["truth", "crack"]] * 2
+        for pixel, classes in enumerate(
+            (
+                "no class; truth: no class",
+                "rust; truth: rust",
+                "no class; truth: crack",
+                "rust and crack; truth: rust and crack",
+                "crack; truth: void",
+            )
+        ):
+            opened.move(".stack", (pixel + 0.5) / 5)
+            assert opened.evaluate(line) == f"x {pixel}, y 0; prediction: {classes}"
+        assert opened.console == []

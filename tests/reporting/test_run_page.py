@@ -165,15 +165,15 @@ def test_pointer_keys_and_finger_show_the_values_of_a_pixel(made, tmp_path, tab)
     shown = inspection(2, 1, 0.5).worst[0]
 
     def expected(x, y):
-        names = f"prediction class {shown.prediction[y, x]}, truth class {shown.truth[y, x]}"
-        return f"x {x}, y {y}: {names}, entropy "
+        names = f"prediction: class {shown.prediction[y, x]}; truth: class {shown.truth[y, x]}"
+        return f"x {x}, y {y}; {names}; entropy: "
 
     with tab(width=390, height=800) as opened:
         opened.open(tmp_path / "page.html")
         opened.wait(f"{line} === 'The pointer shows the values of a pixel.'")
         opened.move(".stack", 5.5 / 8, 2.5 / 6)
-        text, value = opened.evaluate(line).split("entropy ")
-        assert f"{text}entropy " == expected(5, 2)
+        text, value = opened.evaluate(line).split("entropy: ")
+        assert f"{text}entropy: " == expected(5, 2)
         assert float(value) == pytest.approx(shown.uncertainties["entropy"][2, 5], abs=math.log(2) / 126 + 0.005)
         opened.evaluate("document.querySelector('.stack').focus()")
         for key, pixel in (
@@ -185,7 +185,7 @@ def test_pointer_keys_and_finger_show_the_values_of_a_pixel(made, tmp_path, tab)
             opened.press(key)
             assert opened.evaluate(line).startswith(expected(*pixel))
         opened.tap(".stack", 0.5 / 8, 0.5 / 6)
-        opened.wait(f"{line}.startsWith('x 0, y 0: ')")
+        opened.wait(f"{line}.startsWith('x 0, y 0; ')")
         assert opened.evaluate("document.querySelector('.large')") is None
         opened.tap(".reading button")
         opened.wait("document.querySelector('.large') !== null")

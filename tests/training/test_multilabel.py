@@ -332,9 +332,9 @@ def test_score_run_equals_the_training_and_the_masks(run, folder):
     np.testing.assert_allclose(counts[:, 0] / counts[:, 1], everything["iou_per_class"])
 
 
-def test_compare_command_refuses_the_run(run, run_command):
-    refused = "which only segjax train, evaluate, predict, report, export and calibrate support"
-    assert refused in run_command("compare", run[0], run[0])[2]
+def test_demo_command_refuses_the_run(run, run_command):
+    refused = "which only segjax train, evaluate, predict, report, compare, export and calibrate support"
+    assert refused in run_command("demo", f"--checkpoint={run[0]}")[2]
 
 
 def test_predict_command_writes_a_mask_per_class(run, folder, tmp_path, run_command):
@@ -438,6 +438,20 @@ def test_report_command_of_overlapping_classes(run, tmp_path, run_command):
     assert "exact match" in page
     assert (tmp_path / "report_precision_recall.png").exists()
     assert (tmp_path / "report_worst_1.png").exists()
+
+
+def test_compare_command_of_overlapping_classes(run, tmp_path, run_command):
+    command = ["compare", f"{run[0]}/checkpoints/30", f"{run[0]}/checkpoints/60", f"--output={tmp_path}", "--images=1"]
+    assert run_command(*command)[::2] == (0, "")
+    written = json.loads((tmp_path / "comparison.json").read_text())["data"]
+    first, second = (group["runs"][0]["scores"] for group in written["groups"])
+    assert second["confusion"] == run[1]["confusion"]
+    page = (tmp_path / "comparison.md").read_text()
+    assert f"{second['mean_iou'] - first['mean_iou']:+.3f}" in page
+    share = sum(second["confusion"][1][1]) / np.sum(second["confusion"][1])
+    assert f"| crack | {share:.3f} | {first['iou_per_class'][1]:.3f} |" in page
+    assert "exact match" in page
+    assert (tmp_path / "comparison_image_1.png").exists()
 
 
 @pytest.mark.parametrize("family", ["threshold", "dilation"])
