@@ -25,6 +25,7 @@ extensions = [
     "config_fields",
     "docstrings",
     "entries",
+    "live_pages",
     "mathml",
     "names",
     "notebook",

@@ -330,6 +330,12 @@ def test_getting_started_commands(tmp_path, monkeypatch, page, python):
     assert {"card.json", "run.py"} <= {path.name for path in (tmp_path / "exported").iterdir()}
 
 
+def test_read_an_ablation(tmp_path, page):
+    names = run_page(page("howto/read_an_ablation.md"), {"runs/sweep": tmp_path})
+    assert names["page"] == tmp_path / "sweep.html"
+    assert (tmp_path / "sweep_grid.png").exists()
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_python_of_other_pages_runs(name, page):
     run_page([block for block in page(name) if block[0] == "python"], {})

@@ -9,6 +9,8 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
+import live_pages
+
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
 
@@ -19,6 +21,7 @@ def write_pages(app: Sphinx) -> None:
     for stale in folder.glob("*.md"):
         stale.unlink()
     titles: set[str] = set()
+    sweeps = live_pages.committed_sweeps()
     for report in sorted(RESULTS.glob("*.md")):
         text = re.sub(r"\]\((?!https?:)", f"]({os.path.relpath(RESULTS, folder)}/", report.read_text("utf-8"))
         if not text.startswith("# "):
@@ -27,6 +30,8 @@ def write_pages(app: Sphinx) -> None:
         if title in titles:  # the smoke preset of a study has the same title
             title += f" ({report.stem.rpartition('_')[2]})"
         titles.add(title)
+        if report.stem in sweeps:
+            rest = f"\n{live_pages.link(report.stem, 'Explore this report', '../')}\n{rest}"
         (folder / report.name).write_text(f"{title}\n{rest}", encoding="utf-8")
 
 
