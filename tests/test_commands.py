@@ -343,7 +343,7 @@ def test_report_contains_the_scores_at_the_end_of_training(run, run_command):
 def test_report_shows_all_its_pictures_in_a_browser(run, tmp_path, run_command, browser):
     run_command("report", f"{run[0]}/checkpoints/latest", "--images=1", f"--output={tmp_path}")
     for width, seen in browser((tmp_path / "report.html").read_text()).items():
-        assert (seen["images"], seen["charts"], seen["wide"]) == ([True] * 12, 7, False), width
+        assert (seen["images"], seen["charts"], seen["wide"]) == ([True] * 10, 7, False), width
 
 
 def test_compare_has_the_scores_of_every_run_and_the_fields_that_differ(run, run_command, tmp_path):

@@ -3,7 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from segjax.reporting.charts import Chart, Grid, GridCell
+    from segjax.reporting.charts import Chart, ConfusionMatrix, Grid, GridCell, ReliabilityDiagram
     from segjax.reporting.comparison import compare, comparison_report, group_runs, mean_iou_interval
     from segjax.reporting.detector_page import detector_report, inspect_detector
     from segjax.reporting.figures import curves, dots, heatmap, png
@@ -36,11 +36,13 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "Chart",
+    "ConfusionMatrix",
     "Grid",
     "GridCell",
     "Overlay",
     "Picture",
     "Progress",
+    "ReliabilityDiagram",
     "Report",
     "Section",
     "Spread",

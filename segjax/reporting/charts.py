@@ -87,6 +87,76 @@ class Chart(NamedTuple):
         }
 
 
+class ConfusionMatrix(NamedTuple):
+    """A confusion matrix in percent of the pixels of each true class: an SVG in a page, and the file REPORT_NAME.png.
+
+    Attributes:
+      name: end of the name of the PNG file.
+      caption: sentence below the matrix.
+      classes: names of the classes.
+      counts: pixels per true class (row) and predicted class (column).
+      half: the matrix is half as wide as the page.
+    """
+
+    name: str
+    caption: str
+    classes: Sequence[str]
+    counts: Sequence[Sequence[int]]
+    half: bool = True
+
+    title = "Confusion matrix"
+    form = "png"  # end of the file's name
+
+    @property
+    def content(self) -> bytes:
+        """The PNG file, drawn by matplotlib, which is imported here because pages do not need it."""
+        from segjax.reporting import figures
+
+        return figures.png(figures.confusion_figure(self.counts, self.classes))
+
+    def data(self) -> dict[str, Any]:
+        """Returns what diagrams.js draws, ready for JSON."""
+        return {"classes": [printable(name) for name in self.classes], "counts": [list(row) for row in self.counts]}
+
+
+class ReliabilityDiagram(NamedTuple):
+    """Accuracy per bin of the confidence, and the pixels per bin: an SVG in a page, and the file REPORT_NAME.png.
+
+    Attributes:
+      name: end of the name of the PNG file.
+      caption: sentence below the diagram.
+      edges: edges of the bins, one more than bins.
+      confidence: mean confidence per bin; NaN for an empty one.
+      accuracy: share of correct pixels per bin; NaN for an empty one.
+      count: pixels per bin.
+      half: the diagram is half as wide as the page.
+    """
+
+    name: str
+    caption: str
+    edges: Numbers
+    confidence: Numbers
+    accuracy: Numbers
+    count: Sequence[int]
+    half: bool = True
+
+    title = "Reliability"
+    form = "png"  # end of the file's name
+
+    @property
+    def content(self) -> bytes:
+        """The PNG file, drawn by matplotlib, which is imported here because pages do not need it."""
+        from segjax.reporting import figures
+
+        bins = (self.edges, self.confidence, self.accuracy, self.count)
+        return figures.png(figures.reliability_figure(*bins))
+
+    def data(self) -> dict[str, Any]:
+        """Returns what diagrams.js draws, ready for JSON; an empty bin has None."""
+        bins = {key: [_rounded(value) for value in getattr(self, key)] for key in ("edges", "confidence", "accuracy")}
+        return bins | {"count": list(self.count)}
+
+
 class GridCell(NamedTuple):
     """The runs of one cell of a `Grid`, one per seed.
 

@@ -20,7 +20,7 @@ from segjax.reporting import figures
 from segjax.reporting.charts import Chart
 from segjax.reporting.live_page import MOST_LINES, columns_of, training_sections
 from segjax.reporting.report import Picture, Report, Section, Table, cell, detection_table
-from segjax.reporting.run_page import Rows, headline_table, lists, page_of, picture, subsample
+from segjax.reporting.run_page import Rows, headline_table, lists, page_of, subsample
 from segjax.trained_run import TrainedRun, counter_of
 from segjax.training import parallel
 from segjax.training.detection import join_images, make_eval_step, match_split, split_scores
@@ -272,7 +272,7 @@ def _threshold_section(inspection: DetectorInspection) -> Section:
     )
     pictures = (
         Chart("threshold", caption, lines, "Score threshold", **options),
-        picture("scores_histogram", "Number of right and of false detections per score.", histogram),
+        Picture("scores_histogram", "Number of right and of false detections per score.", figures.png(histogram), True),
     )
     return Section("Score threshold", text, (), pictures)
 

@@ -5,7 +5,7 @@ const write = (storage, key, value) => { try { window[storage].setItem(key, JSON
 const memory = read('sessionStorage', place) || {};
 const remember = () => write('sessionStorage', place, memory);
 
-const SHAPES = new Set(['svg', 'g', 'path', 'line', 'circle', 'text']);
+const SHAPES = new Set(['svg', 'g', 'path', 'line', 'circle', 'rect', 'text']);
 function make(parent, tag, attributes = {}, text = '') {
   const element = SHAPES.has(tag) ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);

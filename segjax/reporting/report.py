@@ -22,7 +22,7 @@ from etils import epath
 from jinja2 import StrictUndefined, Template
 from markupsafe import Markup
 
-from segjax.reporting.charts import Chart, Grid, data_url, image_form
+from segjax.reporting.charts import Chart, ConfusionMatrix, Grid, ReliabilityDiagram, data_url, image_form
 from segjax.storage import check_outputs, named_like, printable, to_json, write_outputs
 
 
@@ -124,7 +124,7 @@ class Section(NamedTuple):
     title: str
     text: str = ""
     tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture | Chart | Grid | Overlay, ...] = ()
+    pictures: tuple[Picture | Chart | ConfusionMatrix | ReliabilityDiagram | Grid | Overlay, ...] = ()
 
 
 class Progress(NamedTuple):
@@ -516,9 +516,10 @@ def html(report: Report) -> str:
     def part(file: str) -> str:
         return (Path(__file__).parent / file).read_text(encoding="utf-8")
 
-    has_grid = any(isinstance(picture, Grid) for section in report.sections for picture in section.pictures)
-    script = part("page.js") + (part("grid.js") if has_grid else "")
-    style = part("page.css") + (part("grid.css") if has_grid else "")
+    kinds = {type(picture) for section in report.sections for picture in section.pictures}
+    script = part("page.js") + (part("grid.js") if Grid in kinds else "")
+    script += part("diagrams.js") if kinds & {ConfusionMatrix, ReliabilityDiagram} else ""
+    style = part("page.css") + (part("grid.css") if Grid in kinds else "")
     options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     options |= {"finalize": lambda value: printable(value) if type(value) is str else value}
     page = Template(part("page.html"), **options)

@@ -16,18 +16,15 @@ import numpy as np
 import rich
 import rich.progress
 from jaxtyping import Array, Bool, Float, Int, UInt8
-from matplotlib.figure import Figure
 
 from segjax import inference, metrics
 from segjax.data import CORRUPTIONS, Source
 from segjax.data.labels import UNSEEN, LabelSet
 from segjax.data.loader import eval_rows, padded_sizes
-from segjax.reporting import figures
-from segjax.reporting.charts import Chart
-from segjax.reporting.figures import png
+from segjax.reporting.charts import Chart, ConfusionMatrix, ReliabilityDiagram
 from segjax.reporting.live_page import MOST_LINES, Log, columns_of, training_sections
 from segjax.reporting.overlays import mask_overlay
-from segjax.reporting.report import Picture, Report, Section, Table, calibration_tables, per_class_table, unknown_table
+from segjax.reporting.report import Report, Section, Table, calibration_tables, per_class_table, unknown_table
 from segjax.trained_run import TrainedRun, calibration_of, counter_of, facts_of
 from segjax.training import changed, evaluation, parallel, segmentation
 from segjax.training.network import TrainState, images_of
@@ -404,11 +401,10 @@ def _class_section(inspection: Inspection) -> Section:
     drawn = {name: (curve["recall"], [curve["precision"]]) for name, curve in curves.items() if name in _rarest(scores)}
     subject = f"the {MOST_LINES} rarest classes" if len(drawn) < len(curves) else ", ".join(drawn)
     matrix_caption = "Confusion matrix in percent of each row: true classes in rows, predictions in columns."
-    matrix = figures.confusion_figure(scores["confusion"], classes)
     caption = f"Precision over recall of {subject}, over all thresholds."
     half = len(classes) <= MOST_LINES
     pictures = (
-        picture("confusion", matrix_caption, matrix, half),
+        ConfusionMatrix("confusion", matrix_caption, classes, scores["confusion"], half),
         Chart("precision_recall", caption, drawn, "Precision and recall", **options, half=half),
     )
     return Section("Classes", "", (table,), pictures)
@@ -463,11 +459,7 @@ def _uncertainty_section(inspection: Inspection) -> Section:
     risks = Chart("risk_coverage", caption, lines, "Risk and coverage", x, "error rate", **limits)
     error = f"expected calibration error {scores['expected_calibration_error']:.4f}"
     pictures = (
-        picture(
-            "reliability",
-            f"Accuracy per confidence; {error}. Below: pixels per bin.",
-            figures.reliability_figure(*bins),
-        ),
+        ReliabilityDiagram("reliability", f"Accuracy per confidence; {error}. Below: pixels per bin.", *bins),
         risks,
     )
     return Section("Uncertainty", text, (table,), pictures)
@@ -537,11 +529,6 @@ def _image_sections(inspection: Inspection, labels: LabelSet) -> list[Section]:
     )
     sections = [section("worst", text, inspection.worst), section("best", "", inspection.best)]
     return [section for section in sections if section.pictures]
-
-
-def picture(name: str, caption: str, figure: Figure, half: bool = True) -> Picture:
-    """Returns a figure as a picture of a report."""
-    return Picture(name, caption, png(figure), half)
 
 
 def _rarest(scores: Mapping[str, Any]) -> list[str]:
