@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 def main(argv: list[str]) -> None:
     """Loads a run and serves its page until Ctrl-C."""
     images = named_images(argv[1:]) if argv[1:] else {}
-    run = load_run(FLAGS.checkpoint, FLAGS.calibration)
+    run = load_run(FLAGS.checkpoint, FLAGS.calibration, multilabel=True)
     predictors, guarantees, notes = _predictors(run)
     demo = demo_page.Demo(run, predictors, guarantees, images, notes)
     try:

@@ -166,8 +166,8 @@ def load_run(
         )
     if config.data.multilabel and not multilabel:
         raise ConfigError(
-            f"{path} is a run of classes that overlap (config.data.multilabel), which only segjax train, evaluate, "
-            "predict, report, compare, export and calibrate support; name a run of one class per pixel"
+            f"{path} is a run of classes that overlap (config.data.multilabel), which this program does not support; "
+            "name a run of one class per pixel"
         )
     labels, model = label_set(config.data), model_of(config)
     if data_fields:

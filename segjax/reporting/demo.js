@@ -102,6 +102,13 @@ function views() {
   }));
 }
 
+// Returns, of classes that overlap, whether a pixel has a class: the chosen one from the threshold on.
+function membership() {
+  const threshold = Number(element("threshold").value), chosen = Number(element("class").value);
+  const count = current.image.width * current.image.height, { odds, mask } = current;
+  return (c, i) => c === chosen && threshold ? odds[c * count + i] >= threshold : mask[c * count + i] > 0;
+}
+
 // The class of a pixel: the chosen one from the threshold on, else the likeliest other; or that of the mask.
 function classAt(i) {
   const threshold = Number(element("threshold").value);
@@ -122,13 +129,26 @@ function draw() {
   const { width, height, data } = current.image, shown = new ImageData(width, height), count = width * height;
   const pixels = new Array(config.classes.length).fill(0);
   const levels = view === "probability" ? null : current.uncertainties[view]?.levels;
+  const has = config.overlap ? membership() : null, none = [0, 0, 0];
   for (let i = 0; i < count; i++) {
-    const index = classAt(i);
-    pixels[index]++;
-    let colour = config.classes[index].colour;
+    let colour = none, drawn = 0;
+    if (has) {
+      colour = [0, 0, 0];
+      for (let c = 0; c < config.classes.length; c++) {
+        if (!has(c, i)) continue;
+        pixels[c]++;
+        if (view === "one" && c !== chosen) continue;
+        drawn++;
+        for (let k = 0; k < 3; k++) colour[k] += (config.classes[c].colour[k] - colour[k]) / drawn;  // their mean
+      }
+    } else {
+      const index = classAt(i);
+      pixels[index]++;
+      if (config.classes[index].tinted) [colour, drawn] = [config.classes[index].colour, 1];
+    }
     if (view === "probability") colour = config.heat[Math.round(255 * probabilityOf(current.odds[chosen * count + i]))];
     else if (levels) colour = config.heat[levels[i]];
-    const alpha = view === "mask" && !config.classes[index].tinted ? 0 : opacity;
+    const alpha = (view === "mask" || view === "one") && !drawn ? 0 : opacity;
     for (let c = 0; c < 3; c++) shown.data[4 * i + c] = (1 - alpha) * data[4 * i + c] + alpha * colour[c];
     shown.data[4 * i + 3] = 255;
   }
@@ -139,7 +159,7 @@ function draw() {
   element("opacity-value").textContent = `${element("opacity").value} %`;
   const threshold = Number(element("threshold").value), guarantee = config.guarantees[element("guarantee").value - 1];
   element("threshold-value").textContent = threshold ? `p ≥ ${digits(probabilityOf(threshold))}`
-    : guarantee ? "that of the guarantee" : "the likeliest class";
+    : guarantee ? "that of the guarantee" : config.overlap ? "p ≥ 0.5" : "the likeliest class";
   element("guarantee-text").textContent = guarantee?.text ?? "";
   element("threshold").disabled = Boolean(guarantee);
   element("legend").replaceChildren(...config.classes.map((one, index) => {
@@ -160,10 +180,11 @@ function values() {
       + `predicted in ${current.seconds.toFixed(2)} s. Move the pointer over the image to see its values.`;
     return;
   }
-  const { width, height } = current.image, [x, y] = point, i = y * width + x, index = classAt(i);
+  const { width, height } = current.image, [x, y] = point, i = y * width + x, has = config.overlap ? membership() : null;
+  const found = has ? config.classes.map((_, c) => c).filter(c => has(c, i)) : [classAt(i)];
   const parts = [`x ${Math.round((x + .5) * current.size[1] / width - .5)}, `
-    + `y ${Math.round((y + .5) * current.size[0] / height - .5)}: ${config.classes[index].name}`];
-  for (const c of new Set([index, Number(element("class").value)]))
+    + `y ${Math.round((y + .5) * current.size[0] / height - .5)}: ${found.map(c => config.classes[c].name).join(" and ") || "no class"}`];
+  for (const c of new Set([...found, Number(element("class").value)]))
     parts.push(`p(${config.classes[c].name}) ${digits(probabilityOf(current.odds[c * width * height + i]))}`);
   for (const [name, one] of Object.entries(current.uncertainties))
     parts.push(`${name.replaceAll("_", " ")} ${(one.levels[i] * one.maximum / 255).toPrecision(2)}`);
@@ -180,10 +201,11 @@ const stem = () => current.name.replace(/.*[\\/]/, "").replace(/\.[^.]*$/, "");
 element("save-picture").onclick = () => save(element("canvas").toDataURL("image/png"), `${stem()}_picture.png`);
 element("save-mask").onclick = async () => {
   const threshold = Number(element("threshold").value), active = threshold && !element("threshold").disabled;
-  const query = active ? { class: element("class").value, threshold: probabilityOf(threshold) } : {};
+  const query = { class: element("class").value, ...(active ? { threshold: probabilityOf(threshold) } : {}) };
+  const name = config.overlap ? `${config.classes[query.class].name}_mask` : "mask";
   try {
     const url = URL.createObjectURL(await post("/mask", current, query));
-    save(url, `${stem()}_mask.png`);
+    save(url, `${stem()}_${name}.png`);
     setTimeout(() => URL.revokeObjectURL(url), 60000);
   } catch (error) {
     fail(error.message);
@@ -210,6 +232,8 @@ element("run").textContent = config.run;
 document.title = `${config.run} – segjax demo`;
 element("class").append(...config.classes.map((one, index) => new Option(one.name, index, false, index === config.rare)));
 element("guarantee").append(new Option("none", 0), ...config.guarantees.map((one, i) => new Option(one.name, i + 1)));
+element("one-row").hidden = !config.overlap;
+if (config.overlap) element("save-mask").textContent = "mask of the class";
 element("guarantee-row").hidden = !config.guarantees.length;
 for (const note of config.notes) element("run").insertAdjacentElement("afterend", Object.assign(document.createElement("p"), { textContent: note }));
 for (const id of ["opacity", "threshold", "class"]) element(id).oninput = draw;

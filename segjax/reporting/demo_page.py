@@ -62,6 +62,7 @@ class Demo(NamedTuple):
                 {"name": printable(name), "colour": colour, "tinted": any(tint)}
                 for name, colour, tint in zip(labels.names, labels.palette.tolist(), tints.tolist(), strict=True)
             ],
+            "overlap": labels.combinations is not None,
             "rare": labels.rare if labels.num_classes == 2 else labels.num_classes - 1,
             "guarantees": [{"name": name, "text": text} for name, text in self.guarantees.items()],
             "images": list(self.images),
@@ -85,9 +86,13 @@ class Demo(NamedTuple):
 def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, num_classes: int) -> dict[str, Any]:
     """Returns what the page shows of a predicted image, ready for JSON: PNG and JPEG files as data URLs.
 
-    "log_odds" are those of all classes, one below the other, `round((x + 16) · 255 / 32)`. An uncertainty is scaled to
-    its "maximum": the logarithm of the number of classes for the entropy, else the largest value of the image.
+    "log_odds" are those of all classes, one below the other, `round((x + 16) · 255 / 32)`; so is the "mask", 0 or 1, of
+    classes that overlap. An uncertainty is scaled to its "maximum": that of the entropy of so many classes, else the
+    largest value of the image.
     """
+    overlap = prediction.mask.ndim == 3
+    masks = np.moveaxis(prediction.mask.astype(np.uint8), -1, 0) if overlap else [prediction.mask]
+    largest_entropy = num_classes * np.log(2) if overlap else np.log(num_classes)
     size = tuple(fit_within(np.array(image.shape[:2]), (_SHOWN, _SHOWN)).tolist())
     size = min(size, image.shape[:2])  # a small image stays as it is
     picture = inference.as_rgb(image)
@@ -95,13 +100,13 @@ def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, nu
         picture = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
     uncertainties = {}
     for name, values in prediction.uncertainties.items():
-        maximum = float(np.log(num_classes)) if name == "entropy" else max(float(values.max()), 1e-6)
+        maximum = float(largest_entropy) if name == "entropy" else max(float(values.max()), 1e-6)
         levels = np.round(np.clip(values / maximum, 0, 1) * 255).astype(np.uint8)
         uncertainties[name] = {"maximum": maximum, "levels": _png_url(resize_nearest(levels, size))}
     return {
         "size": list(image.shape[:2]),
         "image": _url("image/jpeg", inference.jpeg(picture)),
-        "mask": _png_url(resize_nearest(prediction.mask, size)),
+        "mask": _png_url(np.concatenate([resize_nearest(mask, size) for mask in masks])),
         "log_odds": _png_url(np.concatenate([resize_nearest(x, size) for x in _log_odds_levels(prediction)])),
         "uncertainties": uncertainties,
     }
@@ -187,6 +192,10 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
             with lock:
                 _, prediction = demo.predict(data, name, int(query.get("guarantee", 0)))
             mask = prediction.mask
+            if mask.ndim == 3:  # of classes that overlap, the mask of one
+                index = int(query["class"])
+                probable = prediction.probabilities[..., index] >= float(query.get("threshold", 0))
+                return inference.png(255 * (probable if "threshold" in query else mask[..., index]).astype(np.uint8))
             if "threshold" in query:
                 mask = mask_from(prediction.probabilities, int(query["class"]), float(query["threshold"]))
             return inference.png(mask)

@@ -53,15 +53,36 @@ def demo():
     return Demo(run._replace(workdir="runs/street"), predictors, guarantees, {"street": street}, ("a </script> note",))
 
 
-@pytest.fixture(scope="module")
-def address(demo):
-    """Returns the address of a running server."""
+@contextlib.contextmanager
+def served(demo):
+    """Serves a page, and returns its address."""
     with make_server(demo, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(demo):
+    """Returns the address of a running server."""
+    with served(demo) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def overlapping():
+    """Returns a network of classes that overlap, which was not trained."""
+    config = defaults()
+    config.data.size, config.data.name, config.data.multilabel = (32, 48), "folder", True
+    config.data.class_names = ("rust", "crack", "leak")
+    config.model.width, config.model.depth, config.model.padding = 4, 1, "zeros"
+    labels = label_set(config.data)
+    model = make_model(config, labels.num_classes)
+    run = TrainedRun("runs/wall", config, model, init_state(config, model), labels)
+    wall = RawFile("wall.png", 0, lambda: as_png(STREET))
+    return Demo(run, [run.predictor(probabilities=True)], {}, {"wall": wall})
 
 
 def fetch(url, data=None, **headers):
@@ -169,6 +190,50 @@ def test_server_answers_a_mistake_with_one_line(address, path, body, headers, st
     found, kind, content = fetch(address + path, body, **headers)
     assert (found, kind) == (status, "application/json")
     assert line in json.loads(content)["error"]
+
+
+def test_answer_of_classes_that_overlap_has_a_mask_per_class(overlapping):
+    image, prediction = overlapping.predict(as_png(STREET), "wall")
+    found = answer(image, prediction, 3)
+    assert 0 < prediction.mask.mean() < 1
+    np.testing.assert_array_equal(pixels_of(found["mask"]).reshape(3, 40, 56), np.moveaxis(prediction.mask, -1, 0))
+    assert found["uncertainties"]["entropy"]["maximum"] == pytest.approx(3 * np.log(2))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.4])
+def test_server_sends_the_mask_of_one_of_the_classes_that_overlap(overlapping, threshold):
+    _, prediction = overlapping.predict(as_png(STREET), "wall")
+    expected = prediction.mask[..., 1] if threshold is None else prediction.probabilities[..., 1] >= threshold
+    with served(overlapping) as address:
+        query = "class=1" + ("" if threshold is None else f"&threshold={threshold}")
+        _, kind, mask = fetch(f"{address}/mask?{query}", as_png(STREET))
+    assert kind == "image/png"
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), 255 * expected)
+
+
+@pytest.mark.slow
+def test_page_shows_classes_that_overlap_in_a_browser(overlapping, tab):
+    text = "document.querySelector('#{}').textContent".format
+    _, prediction = overlapping.predict(as_png(STREET), "wall")
+    names = [name for name, has in zip(("rust", "crack", "leak"), prediction.mask[20, 28], strict=True) if has]
+    with served(overlapping) as address, tab() as opened:
+        opened.open(f"{address}/")
+        opened.wait("!document.querySelector('#viewer').hidden && document.querySelector('#canvas').width === 56")
+        opened.move("#canvas", 28.5 / 56, 20.5 / 40)
+        opened.wait(text("values") + f".startsWith('x 28, y 20: {' and '.join(names) or 'no class'}, p(')")
+        shares = [
+            f"{name}{100 * share:.2f} %"
+            for name, share in zip(("rust", "crack", "leak"), prediction.mask.mean((0, 1)), strict=True)
+        ]
+        assert opened.evaluate(text("legend")) == "".join(shares)
+        opened.click("#threshold", 0.3)  # a low threshold: leak everywhere
+        opened.wait(text("legend") + ".endsWith('leak100.00 %')")
+        pixel = "[...document.querySelector('#canvas').getContext('2d').getImageData(0, 0, 1, 1).data].slice(0, 3)"
+        opened.click("input[value=one]")
+        opened.click("#opacity", 0.995)
+        palette = overlapping.run.label_set.palette.tolist()
+        opened.wait(f"JSON.stringify({pixel}) === '{json.dumps(palette[2]).replace(' ', '')}'")
+        assert opened.console == []
 
 
 def test_server_refuses_a_port_that_is_taken(demo, address):

@@ -332,9 +332,9 @@ def test_score_run_equals_the_training_and_the_masks(run, folder):
     np.testing.assert_allclose(counts[:, 0] / counts[:, 1], everything["iou_per_class"])
 
 
-def test_demo_command_refuses_the_run(run, run_command):
-    refused = "which only segjax train, evaluate, predict, report, compare, export and calibrate support"
-    assert refused in run_command("demo", f"--checkpoint={run[0]}")[2]
+def test_load_run_refuses_the_run_where_classes_must_not_overlap(run):
+    with pytest.raises(ConfigError, match="which this program does not support; name a run of one class per pixel"):
+        load_run(run[0])
 
 
 def test_predict_command_writes_a_mask_per_class(run, folder, tmp_path, run_command):
