@@ -38,7 +38,7 @@ CONFIGS = Path(__file__).with_name("configs")
 _WIDTH = 100  # columns of a help text
 _FIELDS_HELP = "segjax configs show NAME prints every field of a config with its meaning and valid values."
 # The way out of an error of the operating system; those of a path need no other than the path.
-_AGAIN = "run the same command again: it resumes"
+_AGAIN = "run the same command again; a training resumes"
 _ADVICE = dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "")
 _ADVICE |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f". Free space, and {_AGAIN}")
 _ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), f". Raise the limit (ulimit -n 4096), and {_AGAIN}")

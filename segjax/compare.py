@@ -14,7 +14,7 @@ from segjax import cli
 from segjax.data import open_split
 from segjax.reporting import check_report, comparison, show, write_report
 from segjax.storage import nan_to_none, output_folder, say
-from segjax.trained_run import load_run
+from segjax.trained_run import load_run, training_facts
 from segjax.training.fields import COUNT_OR_ZERO
 
 
@@ -26,6 +26,9 @@ def main(argv: list[str]) -> None:
         )
     console, fields = rich.console.Console(), cli.data_fields("config")
     runs = [load_run(path, data_fields=fields, multilabel=True) for path in argv[1:]]
+    for run in runs:  # a damaged file ends the command before the runs are scored, not after
+        comparison.log_of(run)
+        training_facts(run)
     groups = comparison.group_runs(runs)
     split = flags.FLAGS.split or runs[0].config.data.eval_split
     sources = {run.name: open_split(run.config.data, split, mark_unseen=True) for run in runs}

@@ -96,9 +96,13 @@ def check_folder(root: Path) -> None:
         say(line, console)
     if output:
         write_outputs({output: config_file(found, root, str(output)).encode()}, overwrite=FLAGS.overwrite)
-        say(f"wrote {output}. Next: segjax train --config={output} --workdir=runs/{root.absolute().name}", console)
+        config, workdir = shlex.quote(str(output)), shlex.quote(f"runs/{root.absolute().name}")
+        say(f"wrote {output}. Next: segjax train --config={config} --workdir={workdir}", console)
     else:
-        say(f"Next: segjax train --data={root} trains with this config; --output=mine.py writes it to a file", console)
+        say(
+            f"Next: segjax train --data={shlex.quote(str(root))} trains with this config; --output=mine.py writes it to a file",
+            console,
+        )
 
 
 def _first(head: str, reasons: list[str]) -> list[str]:
@@ -337,10 +341,10 @@ def write_masks(source: Path) -> None:
         classes = shlex.quote(classes) if set(classes) & set('"$`\\!') else f'"{classes}"'
         fields = f"--config.data.manual_dir={shlex.quote(str(root))} --config.data.class_names={classes}"
         fields += f" --config.data.void_values={OVERLAP_VOID}" * bool(pixels[VOID])
-        command = f"segjax train --config=folder_multilabel {fields} --workdir=runs/{root.name}"
+        command = f"segjax train --config=folder_multilabel {fields} --workdir={shlex.quote(f'runs/{root.name}')}"
         say(f"wrote {base / 'images'} and {base / 'masks'}. Next: {command}")
         return
-    say(f"wrote {base / 'images'}, {base / 'masks'} and {class_file}. Next: segjax data check {root}")
+    say(f"wrote {base / 'images'}, {base / 'masks'} and {class_file}. Next: segjax data check {shlex.quote(str(root))}")
 
 
 def _mask_files(

@@ -24,7 +24,7 @@ from segjax.reporting import (
     write_report,
 )
 from segjax.storage import nan_to_none, output_folder, path_of, say
-from segjax.trained_run import load_run
+from segjax.trained_run import load_run, training_facts
 from segjax.training import read_log
 from segjax.training.fields import COUNT_OR_ZERO
 
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
             f"{argv[1]} names {len(run.runs)} runs, so the report has no default folder; add --output=FOLDER"
         )
     log, output = [] if run.runs else read_log(run.workdir), output_folder(output or run.workdir / "report")
+    training_facts(run)  # a damaged file ends the command before the run is scored, not after
     source = open_split(run.config.data, split, mark_unseen=True)
     check_report(output, "report", overwrite=flags.FLAGS.overwrite)
     inspection = inspect(run, source, images=flags.FLAGS.images, severity=flags.FLAGS.severity)

@@ -45,7 +45,7 @@ class ForeignFileError(StorageError):
     """A file that would have to be replaced, and that segjax did not write or that was changed since."""
 
     def __init__(self, file: Any, reason: str = "exists, and segjax did not write it, or it was changed since"):
-        commands = "calibrate, data, evaluate, export, predict and report"
+        commands = "calibrate, compare, data, evaluate, export, predict and report"
         super().__init__(f"{file}: {reason}. Choose another folder, or move the file; {commands} have --overwrite")
 
 

@@ -12,6 +12,7 @@ Examples:
 """
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     for table in reporting.score_tables(scores, title):
         reporting.show(table, console)
     say(reporting.summary_line(scores), console)
-    say(f"The run is in {options.workdir}. Next: segjax report {options.workdir}", console)
+    say(f"The run is in {options.workdir}. Next: segjax report {shlex.quote(options.workdir)}", console)
 
 
 def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:

@@ -256,10 +256,31 @@ def model_of(config: ConfigDict) -> Any:
     return make_model(config, len(label_set(config.data).names), parallel.axis_name(config))
 
 
+def training_facts(run: TrainedRun) -> dict[str, str]:
+    """Returns the origin of a run's training, from `scores.json`, which exists once training has ended.
+
+    Raises:
+      StorageError: the file is damaged.
+    """
+    if run.runs:
+        return {"training": "in the reports of these runs"}
+    if not (file := run.workdir / SCORES_FILE).exists():
+        return {"training": f"has not ended: there is no {SCORES_FILE}"}
+    remedy = "Remove it, or repeat the training command, which writes it again"
+    finished = read_json(file, {"provenance": _TRAINING}, "the scores of a run", remedy)
+    origin, facts = finished["provenance"], {}
+    if isinstance(changes := finished.get("changes"), list) and changes:
+        facts["changed during training"] = "; ".join(map(str, changes))
+    since = f", from step {origin['wall_seconds_from_step']} on" if origin["wall_seconds_from_step"] else ""
+    facts["training time"] = f"{origin['wall_seconds'] / 60:.1f} minutes{since}"
+    return facts | {f"training {label}": origin[key] for key, label in _ORIGIN.items()}
+
+
 def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, Any]:
     """Returns the origin of a checkpoint's scores, ready for JSON: data, network, training and this process.
 
-    The training's part comes from `scores.json`, which exists once training has ended.
+    Raises:
+      StorageError: as `training_facts`.
     """
     config, runs = run.config, run.runs or (run,)
     skipped = f"; {scores['skipped']} bad pair(s) of image and mask left out" if scores["skipped"] else ""
@@ -273,20 +294,8 @@ def facts_of(run: TrainedRun, split: str, scores: dict[str, Any]) -> dict[str, A
             for one in runs
         ),
     }
-    if run.runs:
-        facts["training"] = "in the reports of these runs"
-    elif not (file := run.workdir / SCORES_FILE).exists():
-        facts["training"] = f"has not ended: there is no {SCORES_FILE}"
-    else:
-        finished = read_json(file, {"provenance": _TRAINING}, "the scores of a run")
-        origin = finished["provenance"]
-        if isinstance(changes := finished.get("changes"), list) and changes:
-            facts["changed during training"] = "; ".join(map(str, changes))
-        since = f", from step {origin['wall_seconds_from_step']} on" if origin["wall_seconds_from_step"] else ""
-        facts["training time"] = f"{origin['wall_seconds'] / 60:.1f} minutes{since}"
-        facts |= {f"training {label}": origin[key] for key, label in _ORIGIN.items()}
     here = provenance()
-    return facts | {f"this page's {label}": here[key] for key, label in _ORIGIN.items()}
+    return facts | training_facts(run) | {f"this page's {label}": here[key] for key, label in _ORIGIN.items()}
 
 
 def score_run(run: TrainedRun, split: str, corruption: tuple[str, int] | None = None) -> dict[str, Any]:

@@ -413,6 +413,24 @@ def test_demo_refuses_a_port_that_is_taken(run, run_command):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("file", ["scores.json", "metrics.jsonl"])
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_damaged_file_ends_a_command_before_it_scores(run, run_command, tmp_path, monkeypatch, command, file):
+    def score(*arguments, **options):
+        raise AssertionError("scored")
+
+    monkeypatch.setattr("segjax.report.inspect_run", score)
+    monkeypatch.setattr("segjax.reporting.comparison.compare", score)
+    workdir = shutil.copytree(run[0], tmp_path / "damaged")
+    (workdir / file).write_text('{"step":\n')
+    runs = [workdir] if command == "report" else [run[0], workdir]
+    status, _, error = run_command(command, *runs, f"--output={tmp_path / 'out'}")
+    assert (status, error.count("\n")) == (1, 0)
+    assert error.startswith(f"error: {workdir / file}")
+    assert "the training command" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_report_of_another_folder_prints_one_line_and_writes_nothing(tmp_path, run_command):
     status, _, error = run_command("report", tmp_path, f"--output={tmp_path / 'out'}")
     assert (status, error.count("\n")) == (1, 0)

@@ -308,9 +308,14 @@ def comparison_report(
     return Report(f"Comparison of {len(compared)} networks", text, sections, facts)
 
 
+def log_of(run: TrainedRun) -> Rows:
+    """Returns the rows of `read_log` of a run; none of an ensemble of runs, or of a run without a log."""
+    return [] if run.runs else read_log(run.workdir, required=False)
+
+
 def _curve_sections(compared: Sequence[Compared]) -> list[Section]:
     """Returns the section of the curves over the steps, one line per group of runs that were logged."""
-    logs = {group.name: [read_log(run.workdir) for run in group.runs] for group in compared if not group.runs[0].runs}
+    logs = {group.name: [log_of(run) for run in group.runs] for group in compared}
     pictures = []
     for name, key in _CURVES.items():
         lines = {group: line for group, each in logs.items() if (line := _line(each, key))}

@@ -313,11 +313,11 @@ def append(path: Path | epath.Path, step: int, values: dict[str, float]) -> None
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
+def read_log(workdir: str | os.PathLike, *, required: bool = True) -> list[dict[str, float | int]]:
     """Returns the lines of a run's `metrics.jsonl`: "step" and the values logged there, without a half-written line.
 
     Raises:
-      ConfigError: nothing was logged yet, or a line is damaged.
+      ConfigError: a line is damaged, or the log is `required` and nothing was logged yet.
       StorageError: the file cannot be read.
     """
     path = path_of(workdir) / METRICS_FILE
@@ -326,7 +326,7 @@ def read_log(workdir: str | os.PathLike) -> list[dict[str, float | int]]:
     if damaged:
         remedy = "Delete the line, or run the training command again, which leaves it out"
         raise ConfigError(f"{path}, line {damaged[0]}: expected a step and the values logged there as JSON. {remedy}")
-    if not lines:
+    if required and not lines:
         raise ConfigError(f"{path}: nothing has been logged yet; expected one JSON line per logged step")
     return [row for _, row in lines]
 

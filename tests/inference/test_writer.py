@@ -273,7 +273,7 @@ def test_another_image_of_the_same_name_is_refused(tmp_path, on_error):
     write(["a"], Predict(), tmp_path)
     expected = (
         f"{tmp_path}/a_mask.png: was made from /images/a.png; /others/a.png would overwrite it. "
-        "Choose another folder, or move the file; calibrate, data, evaluate, export, predict and report have "
+        "Choose another folder, or move the file; calibrate, compare, data, evaluate, export, predict and report have "
         "--overwrite"
     )
     with pytest.raises(ForeignFileError, match=f"^{re.escape(expected)}$"):

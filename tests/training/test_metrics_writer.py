@@ -175,6 +175,10 @@ def test_writer_of_another_host_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_read_log_of_nothing_is_empty_if_it_is_not_required(tmp_path):
+    assert read_log(tmp_path, required=False) == []
+
+
 def test_read_log_leaves_out_a_half_written_line(tmp_path):
     (tmp_path / METRICS_FILE).write_text(
         '{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": NaN}\n{"step": 3, "tr'
