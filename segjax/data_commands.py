@@ -99,10 +99,8 @@ def check_folder(root: Path) -> None:
         config, workdir = shlex.quote(str(output)), shlex.quote(f"runs/{root.absolute().name}")
         say(f"wrote {output}. Next: segjax train --config={config} --workdir={workdir}", console)
     else:
-        say(
-            f"Next: segjax train --data={shlex.quote(str(root))} trains with this config; --output=mine.py writes it to a file",
-            console,
-        )
+        data = shlex.quote(str(root))
+        say(f"Next: segjax train --data={data} trains with this config; --output=mine.py writes it to a file", console)
 
 
 def _first(head: str, reasons: list[str]) -> list[str]:
