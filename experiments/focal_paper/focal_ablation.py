@@ -14,10 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from experiments.focal_paper.cell_pictures import rarest_first, store_pictures
 from experiments.focal_paper.paper_numbers import TABLE_1A, TABLE_1B, percent
 from experiments.sweep.paper_report import PaperReport, SweepResults, main_of, precision_curves, score_grid
 from segjax.configs.rare_class import NO_PRIOR, PRIOR
-from segjax.data import Source
 from segjax.data.labels import VOID
 from segjax.reporting import Picture, Section, Spread, Table
 from segjax.trained_run import load_run
@@ -152,14 +152,9 @@ def _whole_grid(results: SweepResults, grid: Sequence[dict[str, Any]]) -> Sectio
         [(f"{gamma:g}", *row) for gamma, row in zip(gammas, cells, strict=True)],
     )
     caption = "The best α of each γ is framed. Grey cells are not part of the grid."
+    store_pictures(results, grid)
     explorer = score_grid(results, grid, GAMMA, ALPHA, name="grid", caption=caption, names=("γ", "α"))
     return Section("The whole grid", "", (table,), (explorer,))
-
-
-def rarest_first(source: Source, labels: Sequence[int]) -> list[int]:
-    """Returns the indices of the images of `source`, those with the most pixels of these labels first."""
-    counts = [int(np.isin(source[i]["label"], labels).sum()) for i in range(len(source))]
-    return sorted(range(len(source)), key=lambda i: -counts[i])
 
 
 def picture(folders: Sequence[Path], names: Sequence[str], count: int = 3) -> np.ndarray:

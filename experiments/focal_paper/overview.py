@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments.focal_paper.focal_ablation import rarest_first
+from experiments.focal_paper.cell_pictures import rarest_first
 from segjax import cli, inference
 from segjax.configs import road_debris_uncertainty
 from segjax.data import colorize

@@ -1,5 +1,6 @@
 """Command and report of a sweep that answers one question of the focal loss paper: grid in `configs/`, tables here."""
 
+import base64
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +145,8 @@ def score_grid(
 ) -> Grid:
     """Returns the scores of `rows`, which differ in the fields `y` and `x`, as a grid to explore.
 
-    `names` are those of `y` and `x` in the report.
+    `names` are those of `y` and `x` in the report. A cell has the picture of its result, if there is one: the
+    key "picture", with "caption" and "file", a PNG or JPEG file in base64.
     """
     scores = BOX_SCORES if results.on_boxes else PIXEL_SCORES
     ys, xs = (sorted({row[field] for row in rows}) for field in (y, x))
@@ -158,7 +160,10 @@ def score_grid(
             return [of(result["scores"]) if result in done else None for result in by_seed]
 
         curves = {key: series for key in scores if (series := _series(done, key))[1]}
-        return GridCell({key: over_seeds(of) for key, of in scores.items()}, curves, [_note(one) for one in by_seed])
+        drawn = [result["picture"] for result in done if "picture" in result]
+        pictures = {one["caption"]: base64.b64decode(one["file"]) for one in drawn}
+        notes = [_note(result) for result in by_seed]
+        return GridCell({key: over_seeds(of) for key, of in scores.items()}, curves, notes, pictures)
 
     cells_by_changes = {_frozen(cell.changes): cell.name for cell in results.cells}
     cells = {(ys.index(row[y]), xs.index(row[x])): grid_cell(row) for row in rows}

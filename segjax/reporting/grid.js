@@ -31,11 +31,12 @@ class Explorer {
     this.addScores(add('scores'));
     make(add('hint'), 'span', {}, 'A click or Enter pins a cell, to compare another with it; Escape unpins. ★ is the best of all.');
     const body = add('body');
-    this.table = make(make(body, 'div', {class: 'cells'}), 'table', {role: 'grid'});
+    const left = make(body, 'div', {class: 'cells'});
+    this.table = make(left, 'table', {role: 'grid'});
+    this.pictures = make(left, 'div', {class: 'halves'});
     this.details = make(body, 'div', {class: 'details'});
     this.comparison = make(make(this.details, 'div', {class: 'scroll'}), 'table', {class: 'comparison'});
     this.addChart(figure.dataset.name);
-    this.pictures = make(this.details, 'div', {class: 'halves'});
     this.table.addEventListener('pointerleave', () => this.point(null));
     this.table.addEventListener('focusout', () => this.point(null));
     this.table.addEventListener('keydown', event => this.press(event));

@@ -128,10 +128,10 @@ def test_pointer_on_a_cell_shows_its_scores_seeds_curve_and_pictures(opened):
         ["IoU", "0.250 ± 0.000"],
     ]
     assert opened.evaluate("document.querySelectorAll('.details path.line').length") == 1
-    assert opened.evaluate("document.querySelector('.details img').alt") == "seed 0"
+    assert opened.evaluate("document.querySelector('.cells img').alt") == "seed 0"
     opened.move(THIRD)
     assert comparison(opened)[3] == ["seed 1", "diverged at step 3"]
-    assert opened.evaluate("document.querySelector('.details img')") is None
+    assert opened.evaluate("document.querySelector('.cells img')") is None
     opened.move("h1")
     assert names(opened) == ["A γ = 0, α = 0.5"]
 
