@@ -22,6 +22,8 @@ FLAGS = flags.FLAGS
 
 def main(argv: list[str]) -> None:
     """Loads a run and serves its page until Ctrl-C."""
+    if not FLAGS.host:
+        raise app.UsageError("--host= is empty; use 127.0.0.1, for this machine only, or 0.0.0.0, for all who reach it")
     images = named_images(argv[1:]) if argv[1:] else {}
     run = load_run(FLAGS.checkpoint, FLAGS.calibration, multilabel=True)
     predictors, guarantees, notes = _predictors(run)

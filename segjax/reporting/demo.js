@@ -40,6 +40,11 @@ async function post(path, item, query = {}) {
   return found;
 }
 
+function remove(item) {
+  item.button.parentElement.remove();
+  items.splice(items.indexOf(item), 1);
+}
+
 async function predict(item) {
   element("status").textContent = `predicting ${++waiting} image(s)…`;
   item.choice = element("guarantee").value;
@@ -56,23 +61,27 @@ async function predict(item) {
     item.button.disabled = false;
   } catch (error) {
     fail(error.message);
-    if (!item.image) {
-      item.button.parentElement.remove();
-      items.splice(items.indexOf(item), 1);
-    }
+    if (!item.image) remove(item);
   }
   waiting--;
   element("status").textContent = waiting ? `predicting ${waiting} image(s)…` : "";
 }
 
-async function add(name, file) {
-  const item = { name, file }, row = document.createElement("li");
+async function add(name, given) {
+  const item = { name }, row = document.createElement("li");
   item.button = document.createElement("button");
   Object.assign(item.button, { type: "button", textContent: name, title: name, disabled: true });
   item.button.onclick = () => select(item);
   row.append(item.button);
   element("images").append(row);
   items.push(item);
+  // Read once: a folder, or a file that changes later, would look like a server that does not answer.
+  const isSmall = given.size <= config.largest;
+  if (isSmall) item.file = await given.arrayBuffer().then(bytes => new Blob([bytes]), () => null);
+  if (!item.file) {
+    fail(isSmall ? `${name}: cannot be read; is it a folder?` : `${name}: expected at most ${config.largest >> 20} MB`);
+    return remove(item);
+  }
   await predict(item);
   if (item.image && !current) select(item);
 }

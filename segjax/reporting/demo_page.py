@@ -5,8 +5,8 @@ each as a PNG file of 8 bits. Opacity, threshold and the values under the pointe
 """
 
 import base64
+import contextlib
 import functools
-import json
 import socket
 import threading
 import time
@@ -21,16 +21,19 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from segjax import inference
-from segjax.data.decode import decode_image
+from segjax.data.decode import decode_image, inspect_image
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.resize import fit_within, resize_nearest
 from segjax.inference import Prediction, Predictor
 from segjax.inference.visualize import overlay_palette
+from segjax.reporting.report import script_json
 from segjax.storage import printable, to_json
 from segjax.trained_run import TrainedRun
 
 LARGEST = 200 * 2**20
 """Largest image file in bytes."""
+MOST_PIXELS = 50_000_000
+"""Largest image, which needs about 40 bytes per pixel."""
 _SHOWN = 1280  # pixels of the longer side of what the page shows
 LOG_ODDS = 16.0
 """The log odds are sent as 256 values between -16 and 16."""
@@ -69,16 +72,23 @@ class Demo(NamedTuple):
             "notes": list(self.notes),
             "heat": inference.heatmap(np.linspace(0, 1, 256)[None], 1.0)[0].tolist(),
             "span": LOG_ODDS,
+            "largest": LARGEST,
         }
         page = (folder / "demo.html").read_text(encoding="utf-8")
         script = (folder / "demo.js").read_text(encoding="utf-8")
-        # "</" would end the script that contains the JSON.
-        values = {"STYLE": style, "SCRIPT": script, "CONFIG": json.dumps(config).replace("</", "<\\/")}
+        values = {"STYLE": style, "SCRIPT": script, "CONFIG": script_json(config)}
         return functools.reduce(lambda text, key: text.replace(f"/*{key}*/", values[key]), values, page).encode()
 
     def predict(self, data: bytes, name: str, choice: int = 0) -> tuple[np.ndarray, Prediction]:
-        """Decodes and predicts the bytes of an image with a predictor; raises DataError if they are not an image."""
+        """Decodes and predicts the bytes of an image with a predictor.
+
+        Raises DataError if they are not an image, or one of more than `MOST_PIXELS`.
+        """
         inputs = self.predictors[choice].preprocessing
+        found = inspect_image(RawFile(name, 0, lambda: data), data, whole=False)
+        if found.height * found.width > MOST_PIXELS:  # before it is decoded: a small file may have billions
+            expected = f"expected at most {MOST_PIXELS // 10**6} million; use segjax predict"
+            raise DataError(f"{name}: {found.width} × {found.height} pixels; {expected}")
         image = decode_image(data, inputs.channels, inputs.value_range, name, inputs.dtype)
         return image, self.predictors[choice](image)
 
@@ -107,16 +117,17 @@ def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, nu
         "size": list(image.shape[:2]),
         "image": _url("image/jpeg", inference.jpeg(picture)),
         "mask": _png_url(np.concatenate([resize_nearest(mask, size) for mask in masks])),
-        "log_odds": _png_url(np.concatenate([resize_nearest(x, size) for x in _log_odds_levels(prediction)])),
+        "log_odds": _png_url(np.concatenate(_log_odds_levels(prediction.probabilities, size))),
         "uncertainties": uncertainties,
     }
 
 
-def _log_odds_levels(prediction: Prediction) -> list[UInt8[np.ndarray, "H W"]]:
-    """Returns the log odds of each class in 256 levels."""
-    odds = log_odds(prediction.probabilities)
-    levels = np.round((odds + LOG_ODDS) * (255 / (2 * LOG_ODDS))).astype(np.uint8)
-    return list(np.moveaxis(levels, -1, 0))
+def _log_odds_levels(
+    probabilities: Float[np.ndarray, "H W classes"], size: tuple[int, int]
+) -> list[UInt8[np.ndarray, "h w"]]:
+    """Returns the log odds of each class in 256 levels, at a size."""
+    odds = log_odds(resize_nearest(probabilities, size))
+    return list(np.moveaxis(np.round((odds + LOG_ODDS) * (255 / (2 * LOG_ODDS))).astype(np.uint8), -1, 0))
 
 
 def log_odds(probabilities: Float[np.ndarray, "*pixels"]) -> Float[np.ndarray, "*pixels"]:
@@ -138,6 +149,24 @@ def _png_url(pixels: UInt8[np.ndarray, "h w"]) -> str:
 
 def _url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _index(query: Mapping[str, str], key: str, count: int) -> int:
+    """Returns the number `key` of a request, default 0; raises ValueError unless it is one of 0 to count - 1."""
+    value = query.get(key, "0")
+    if value not in map(str, range(count)):
+        raise ValueError(f"{key}={value[:40]} must be an integer from 0 to {count - 1}")
+    return int(value)
+
+
+def _threshold(query: Mapping[str, str]) -> float | None:
+    """Returns the probability "threshold" of a request, None without one; raises ValueError if it is none."""
+    if (value := query.get("threshold")) is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= float(value) <= 1:
+            return float(value)
+    raise ValueError(f"threshold={value[:40]} must be a probability from 0 to 1")
 
 
 def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
@@ -175,13 +204,14 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
                 return
             data, name = self.rfile.read(int(length)), query.get("name", "image")
             if url.path == "/predict":
-                self._run(lambda: ("application/json", self._predict(data, name, int(query.get("guarantee", 0)))))
+                self._run(lambda: ("application/json", self._predict(data, name, query)))
             elif url.path == "/mask":
                 self._run(lambda: ("image/png", self._mask(data, name, query)))
             else:
                 self._fail(404, f"there is no {url.path}")
 
-        def _predict(self, data: bytes, name: str, choice: int) -> bytes:
+        def _predict(self, data: bytes, name: str, query: Mapping[str, str]) -> bytes:
+            choice = _index(query, "guarantee", len(demo.predictors))
             with lock:
                 start = time.perf_counter()
                 image, prediction = demo.predict(data, name, choice)
@@ -189,22 +219,21 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
             return to_json(answer(image, prediction, demo.run.label_set.num_classes) | {"seconds": seconds})
 
         def _mask(self, data: bytes, name: str, query: Mapping[str, str]) -> bytes:
+            choice = _index(query, "guarantee", len(demo.predictors))
+            index, threshold = _index(query, "class", demo.run.label_set.num_classes), _threshold(query)
             with lock:
-                _, prediction = demo.predict(data, name, int(query.get("guarantee", 0)))
-            mask = prediction.mask
+                _, prediction = demo.predict(data, name, choice)
+            mask, probabilities = prediction.mask, prediction.probabilities
             if mask.ndim == 3:  # of classes that overlap, the mask of one
-                index = int(query["class"])
-                probable = prediction.probabilities[..., index] >= float(query.get("threshold", 0))
-                return inference.png(255 * (probable if "threshold" in query else mask[..., index]).astype(np.uint8))
-            if "threshold" in query:
-                mask = mask_from(prediction.probabilities, int(query["class"]), float(query["threshold"]))
-            return inference.png(mask)
+                mask = mask[..., index] if threshold is None else probabilities[..., index] >= threshold
+                return inference.png(255 * mask.astype(np.uint8))
+            return inference.png(mask if threshold is None else mask_from(probabilities, index, threshold))
 
         def _run(self, work: Callable[[], tuple[str, bytes]]) -> None:
             """Sends the result of `work`, or its error as one line, with status 200: browsers log the others."""
             try:
                 self._send(200, *work())
-            except (DataError, ValueError, LookupError) as error:
+            except ValueError as error:  # also DataError
                 self._fail(200, printable(str(error)))
             except (MemoryError, RuntimeError) as error:
                 self._fail(200, printable(" ".join(str(error).split())[:300] or "out of memory"))
@@ -213,9 +242,10 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
             """Returns False, and sends an error, for a request that a page of another origin has sent."""
             name = self.headers.get("Host", "")
             origin = self.headers.get("Origin", f"http://{name}")
-            local = host not in _HOSTS or name.rpartition(":")[0] in _HOSTS
-            if local and origin == f"http://{name}":
-                return True
+            with contextlib.suppress(ValueError):  # of a name with a bracket or port that is none
+                local = host not in _HOSTS or urllib.parse.urlsplit(f"//{name}").hostname in _HOSTS
+                if local and origin == f"http://{name}":
+                    return True
             self.close_connection = True
             self._fail(403, "requests of other pages are refused")
             return False
@@ -235,7 +265,7 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
             """Logs nothing: the terminal has the address only."""
 
     class Server(ThreadingHTTPServer):
-        daemon_threads = True
+        daemon_threads, request_queue_size = True, 128
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         def handle_error(self, *arguments: Any) -> None:

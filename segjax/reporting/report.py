@@ -533,12 +533,12 @@ def html(report: Report) -> str:
         kind=lambda picture: type(picture).__name__,
         source=data_url,
         parts_of=lambda layer: layer if isinstance(layer, Mapping) else {None: layer},
-        data_of=lambda picture: _script_json(picture.values if isinstance(picture, Overlay) else picture.data()),
+        data_of=lambda picture: script_json(picture.values if isinstance(picture, Overlay) else picture.data()),
         facts={key: _text(value) for key, value in report.facts.items()},
     )
 
 
-def _script_json(value: Any) -> Markup:
+def script_json(value: Any) -> Markup:
     """Returns JSON that can stand in an HTML script: no `<` can end the script."""
     return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c"))
 

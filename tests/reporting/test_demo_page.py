@@ -4,9 +4,11 @@ import base64
 import contextlib
 import io
 import json
+import struct
 import threading
 import urllib.error
 import urllib.request
+import zlib
 
 import numpy as np
 import pytest
@@ -35,6 +37,13 @@ def pixels_of(url):
     kind, _, content = url.partition(";base64,")
     assert kind in ("data:image/png", "data:image/jpeg")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+
+
+def zlib_bomb():
+    """Returns the PNG of 20 000 × 20 000 black pixels, of which only the header and the first bytes are there."""
+    header = as_png(STREET)
+    size = struct.pack(">II", 20_000, 20_000) + header[24:29]
+    return header[:16] + size + struct.pack(">I", zlib.crc32(b"IHDR" + size)) + header[33:]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +158,19 @@ def test_server_sends_the_page_and_its_images(address):
     assert fetch(f"{address}/images/0") == (200, "application/octet-stream", as_png(STREET))
 
 
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST:80", "127.0.0.1", "[::1]:1"])
+def test_server_answers_to_the_names_of_this_machine(address, name):
+    assert fetch(f"{address}/images/0", Host=name)[0] == 200
+
+
+def test_page_keeps_text_that_looks_like_html(demo):
+    text = "<!--<script>"
+    page = demo._replace(notes=[text]).page.decode()
+    assert text not in page.partition("<body>")[2]
+    config = page.partition('<script type="application/json" id="config">')[2].partition("</script>")[0]
+    assert json.loads(config)["notes"] == [text]
+
+
 def test_server_predicts_what_is_posted(address, demo):
     status, _, content = fetch(f"{address}/predict?name=street.png", as_png(STREET))
     found = json.loads(content)
@@ -176,11 +198,15 @@ def test_server_sends_the_mask_of_a_threshold(address, demo):
     ("path", "body", "headers", "status", "line"),
     [
         ("/predict?name=notes.txt", b"hello", {}, 200, "notes.txt: cannot be decoded; expected PNG, JPEG, TIFF"),
-        ("/predict?guarantee=7", as_png(STREET), {}, 200, "index out of range"),
-        ("/predict?guarantee=x", as_png(STREET), {}, 200, "invalid literal"),
+        ("/predict?guarantee=7", as_png(STREET), {}, 200, "guarantee=7 must be an integer from 0 to 1"),
+        ("/mask?guarantee=x", as_png(STREET), {}, 200, "guarantee=x must be an integer from 0 to 1"),
+        ("/mask?class=-1&threshold=0.5", as_png(STREET), {}, 200, "class=-1 must be an integer from 0 to 1"),
+        ("/mask?threshold=nan", as_png(STREET), {}, 200, "threshold=nan must be a probability from 0 to 1"),
+        ("/predict?name=a", zlib_bomb(), {}, 200, "a: 20000 × 20000 pixels; expected at most 50 million"),
         ("/nothing", b"", {}, 404, "there is no /nothing"),
         ("/images/1", None, {}, 404, "there is no /images/1"),
         ("/../demo_page.py", None, {}, 404, "there is no /"),
+        ("/", None, {"Host": "[evil"}, 403, "requests of other pages are refused"),
         ("/", None, {"Host": "evil.example"}, 403, "requests of other pages are refused"),
         ("/predict", as_png(STREET), {"Origin": "http://evil.example"}, 403, "requests of other pages are refused"),
         ("/predict", b"", {"Content_Length": str(2**40)}, 413, "expected an image file of at most 200 MB"),
