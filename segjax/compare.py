@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
             f"expected two or more RUNs, each WORKDIR or WORKDIR/checkpoints/STEP; got {' '.join(argv[1:]) or 'none'}"
         )
     console, fields = rich.console.Console(), cli.data_fields("config")
-    runs = [load_run(path, data_fields=fields, multilabel=True) for path in argv[1:]]
+    runs = [load_run(path, data_fields=fields, detectors=True, multilabel=True) for path in argv[1:]]
     for run in runs:  # a damaged file ends the command before the runs are scored, not after
         comparison.log_of(run)
         training_facts(run)

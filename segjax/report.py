@@ -53,7 +53,8 @@ def main(argv: list[str]) -> None:
     report = make_report(run, log, split, inspection, is_best=path_of(argv[1]) == run.workdir)
     data = {"step": run.step, "split": split, **inspection._asdict()}
     data |= {key: [list(one[:2]) for one in data[key]] for key in ("best", "worst")}
-    data.pop("overlaps", None)  # a detector has none
+    for large in ("overlaps", "detected"):  # those of every image
+        data.pop(large, None)
     written = write_report(report, output, "report", nan_to_none(data), overwrite=flags.FLAGS.overwrite)
     say(summary_line(inspection.scores))
     say(f"wrote {written[0]}, and the same as Markdown, CSV, LaTeX, JSON and PNG next to it")

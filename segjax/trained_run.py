@@ -161,8 +161,8 @@ def load_run(
     config = read_config(workdir / CONFIG_FILE)
     if config.data.box_classes and not detectors:
         raise ConfigError(
-            f"{path} is a run of a detector, {config.model.name}, which only segjax train, and segjax "
-            "evaluate, predict, report and export of a single run support; name a run of a segmentation network"
+            f"{path} is a run of a detector, {config.model.name}, which only segjax train, and segjax evaluate, "
+            "predict, report, compare and export of a single run support; name a run of a segmentation network"
         )
     if config.data.multilabel and not multilabel:
         raise ConfigError(

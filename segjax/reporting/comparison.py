@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,15 +14,18 @@ from segjax import inference
 from segjax.data import Source
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.visualize import colorize_overlaps
+from segjax.reporting import detector_page
 from segjax.reporting.charts import Chart, Series
+from segjax.reporting.detector_page import DetectorInspection, ShownDetections, inspect_detector, show_detections
 from segjax.reporting.multilabel_page import MultilabelInspection, ShownOverlaps, inspect_multilabel, show_overlaps
-from segjax.reporting.overlays import comparison_overlay, overlap_overlay, predictions_differ
+from segjax.reporting.overlays import box_overlay, comparison_overlay, overlap_overlay, predictions_differ
 from segjax.reporting.report import Overlay, Report, Section, Table, spread
 from segjax.reporting.run_page import ImageScore, Inspection, Rows, ShownImage, inspect_run, read_and_predict
 from segjax.trained_run import TrainedRun, facts_of
 from segjax.training import ConfigError, multilabel, read_log
 from segjax.training.config import comparable
 
+AnyInspection = Inspection | MultilabelInspection | DetectorInspection
 Overlaps = Int[np.ndarray, "images 2 classes"]
 DRAWS = 1000
 """Number of bootstrap samples behind an interval."""
@@ -36,9 +40,15 @@ _SCORES = {
     "mean AP": "mean_average_precision",
     "exact match": "exact_match",
     "calibration error ↓": "mean_calibration_error",
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "AR100": "ar100",
+    "best F1": "best_f1",
 }
 _CURVES = {"mean IoU": "eval/mean_iou", "average precision": "eval/average_precision"}
-_CURVES |= {"mean average precision": "eval/mean_average_precision", "loss": "train/loss"}
+_CURVES |= {"mean average precision": "eval/mean_average_precision", "AP": "eval/ap"}
+_CURVES |= {"AP50": "eval/ap50", "loss": "train/loss"}
 
 
 class Group(NamedTuple):
@@ -53,7 +63,7 @@ class Compared(NamedTuple):
 
     name: str
     runs: tuple[TrainedRun, ...]
-    inspections: tuple[Inspection | MultilabelInspection, ...]
+    inspections: tuple[AnyInspection, ...]
 
     def score(self, key: str) -> Any:
         """Returns a score of the group: that of its only run, or a `Spread` over its runs."""
@@ -83,14 +93,11 @@ def group_runs(runs: Sequence[TrainedRun]) -> list[Group]:
     for i, run in enumerate(runs):
         if names[i] in names[:i]:
             raise ConfigError(f"{names[i]} is named twice; name every run once")
-        if run.config.data.multilabel != first.config.data.multilabel:
-            kinds = ["overlap" if one.config.data.multilabel else "do not" for one in (run, first)]
-            raise ConfigError(
-                f"{run.name} and {first.name} cannot be compared: the classes of the first {kinds[0]}, those of the "
-                f"second {kinds[1]} (config.data.multilabel); name runs of one kind"
-            )
-        if run.label_set.names != first.label_set.names:
-            classes = [", ".join(one.label_set.names) for one in (run, first)]
+        if _kind(run) != _kind(first):
+            kinds = f"the one has {_kind(run)}, the other {_kind(first)}"
+            raise ConfigError(f"{run.name} and {first.name} cannot be compared: {kinds}; name runs of one kind")
+        if _classes(run) != _classes(first):
+            classes = [", ".join(_classes(one)) for one in (run, first)]
             raise ConfigError(
                 f"{run.name} and {first.name} cannot be compared: their classes are {classes[0]} and {classes[1]}; "
                 "name runs of the same classes"
@@ -103,6 +110,15 @@ def group_runs(runs: Sequence[TrainedRun]) -> list[Group]:
         groups += [tuple(alike)] if is_group else [(run,) for run in alike]
     groups.sort(key=lambda group: names.index(", ".join(group[0].checkpoints)))
     return [Group(*pair) for pair in zip(_names(groups), groups, strict=True)]
+
+
+def _kind(run: TrainedRun) -> str:
+    data = run.config.data
+    return "boxes" if data.box_classes else "classes that overlap" if data.multilabel else "one class per pixel"
+
+
+def _classes(run: TrainedRun) -> tuple[str, ...]:
+    return tuple(run.config.data.box_classes) or run.label_set.names
 
 
 def _settings(run: TrainedRun) -> dict[str, object]:
@@ -153,9 +169,9 @@ def compare(groups: Sequence[Group], sources: Mapping[str, Source]) -> list[Comp
     return [Compared(*group, tuple(_inspect(run, sources[run.name]) for run in group.runs)) for group in groups]
 
 
-def _inspect(run: TrainedRun, source: Source) -> Inspection | MultilabelInspection:
-    inspect = inspect_multilabel if run.config.data.multilabel else inspect_run
-    return inspect(run, source, images=0)
+def _inspect(run: TrainedRun, source: Source) -> AnyInspection:
+    kinds = {"boxes": inspect_detector, "classes that overlap": inspect_multilabel, "one class per pixel": inspect_run}
+    return kinds[_kind(run)](run, source, images=0)
 
 
 def mean_iou_interval(first: Sequence[Overlaps], second: Sequence[Overlaps]) -> tuple[float, float]:
@@ -199,8 +215,19 @@ def _iou_mean(overlaps: Int[np.ndarray, "*batch 2 classes"]) -> Float[np.ndarray
 
 
 def image_scores(compared: Sequence[Compared]) -> Float[np.ndarray, "groups images"]:
-    """Returns the mean IoU of each image under the first run of each group; NaN for an image without labels."""
-    return np.stack([_iou_mean(group.inspections[0].overlaps) for group in compared])
+    """Returns the mean IoU of each image under the first run of each group; NaN for an image without labels.
+
+    For detectors it is the F1 at IoU 0.5 and the best threshold of the run; NaN without objects and detections.
+    """
+    first = [group.inspections[0] for group in compared]
+    if is_detection(compared):
+        return np.stack([inspection.image_f1 for inspection in first])
+    return np.stack([_iou_mean(inspection.overlaps) for inspection in first])
+
+
+def is_detection(compared: Sequence[Compared]) -> bool:
+    """Returns True if the runs are of detectors."""
+    return isinstance(compared[0].inspections[0], DetectorInspection)
 
 
 def most_different(scores: Float[np.ndarray, "groups images"], count: int) -> list[int]:
@@ -211,21 +238,26 @@ def most_different(scores: Float[np.ndarray, "groups images"], count: int) -> li
 
 
 def score_table(compared: Sequence[Compared], split: str) -> Table:
-    """Builds the table of the groups' scores, with the difference of each to the first group."""
+    """Builds the table of the groups' scores, with the difference of each to the first group.
+
+    The AP of detectors is not a sum over images, so it has no interval.
+    """
     scores, first = compared[0].inspections[0].scores, compared[0]
     shown = {name.format(rare=scores.get("rare_class")): key for name, key in _SCORES.items() if key in scores}
-    rows = []
+    (headline, key), *others = shown.items()
+    has_interval, rows = not is_detection(compared), []
     for group in compared:
         seeds = ", ".join(str(one.config.seed) for run in group.runs for one in run.runs or (run,))
-        difference, interval = None, None
+        difference = interval = None
         if group is not first:
-            difference = _signed(_mean(group.score("mean_iou")) - _mean(first.score("mean_iou")))
+            difference = _signed(_mean(group.score(key)) - _mean(first.score(key)))
+        if group is not first and has_interval:
             low, high = mean_iou_interval(*([one.overlaps for one in each.inspections] for each in (first, group)))
             interval = None if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-        values = [group.score(key) for key in shown.values()]
-        rows.append((group.name, seeds, values[0], difference, interval, *values[1:]))
-    mean_iou, *others = shown
-    columns = ("run", "seed", mean_iou, f"minus {first.name}", "95 % interval", *others)
+        values = [group.score(other) for _, other in others]
+        rows.append((group.name, seeds, group.score(key), difference, *([interval] * has_interval), *values))
+    columns = ("run", "seed", headline, f"minus {first.name}", *(["95 % interval"] * has_interval))
+    columns += tuple(name for name, _ in others)
     lowest = tuple(name for name in shown if name.endswith("↓"))
     return Table(f"Scores on {split}", columns, rows, tuple(set(shown) - set(lowest)), lowest, text=("seed",))
 
@@ -239,18 +271,28 @@ def _signed(difference: float) -> str | None:
 
 
 def class_table(compared: Sequence[Compared]) -> Table:
-    """Builds the table of the IoU per class and group; the last column is the last group's minus the first's."""
+    """Builds the table of the IoU, or of detectors the AP, per class and group.
+
+    The last column is the last group's minus the first's.
+    """
     scores = compared[0].inspections[0].scores
-    confusion, rows = np.array(scores["confusion"]), []
-    overlap = confusion.ndim == 3  # one matrix per class
-    pixels = confusion[:, 1].sum(axis=-1) if overlap else confusion.sum(axis=-1)
-    total = max(int(confusion[0].sum() if overlap else confusion.sum()), 1)
-    for i, name in enumerate(scores["classes"]):
-        values = [group.class_score("iou_per_class", i) for group in compared]
-        change = _signed(_mean(values[-1]) - _mean(values[0]))
-        rows.append((name, float(pixels[i] / total), *values, change))
+    if is_detection(compared):
+        name, key, column, amounts = "AP", "ap_per_class", "objects", scores["objects"]
+    else:
+        name, key, column, amounts = "IoU", "iou_per_class", "share", _shares(np.array(scores["confusion"]))
+    rows = []
+    for i, (one, amount) in enumerate(zip(scores["classes"], amounts, strict=True)):
+        values = [group.class_score(key, i) for group in compared]
+        rows.append((one, amount, *values, _signed(_mean(values[-1]) - _mean(values[0]))))
     names = [group.name for group in compared]
-    return Table("IoU per class", ("class", "share", *names, f"{names[-1]} − {names[0]}"), rows)
+    return Table(f"{name} per class", ("class", column, *names, f"{names[-1]} − {names[0]}"), rows)
+
+
+def _shares(confusion: Int[np.ndarray, "classes *matrix"]) -> list[float]:
+    """Returns the share of each class in the pixels, from one confusion matrix or from one per class."""
+    overlap = confusion.ndim == 3
+    pixels = confusion[:, 1].sum(axis=-1) if overlap else confusion.sum(axis=-1)
+    return (pixels / max(int(confusion[0].sum() if overlap else confusion.sum()), 1)).tolist()
 
 
 def config_table(groups: Sequence[Compared]) -> Table:
@@ -263,17 +305,22 @@ def config_table(groups: Sequence[Compared]) -> Table:
 
 
 def finding(compared: Sequence[Compared]) -> str:
-    """Returns the result in one sentence: the group with the highest mean IoU, and its difference to the next one."""
-    values = [_mean(group.score("mean_iou")) for group in compared]
-    best, second = sorted(compared, key=lambda group: _mean(group.score("mean_iou")), reverse=True)[:2]
+    """Returns the result in one sentence: the group with the highest main score, and its difference to the next one.
+
+    The main score is the mean IoU, or the AP of detectors.
+    """
+    detection = is_detection(compared)
+    name, key, nothing = ("AP", "ap", "an object") if detection else ("mean IoU", "mean_iou", "a labelled pixel")
+    values = [_mean(group.score(key)) for group in compared]
+    best, second = sorted(compared, key=lambda group: _mean(group.score(key)), reverse=True)[:2]
     if any(map(math.isnan, values)):
-        return "No image has a labelled pixel, so there is no mean IoU."
+        return f"No image has {nothing}, so there is no {name}."
+    lead = max(values) - _mean(second.score(key))
+    text = f"{best.name} has the highest {name}, {max(values):.3f}; that of {second.name} is {lead:.3f} lower"
+    if detection:
+        return f"{text}."
     low, high = mean_iou_interval(*([one.overlaps for one in group.inspections] for group in (second, best)))
-    lead = max(values) - _mean(second.score("mean_iou"))
-    return (
-        f"{best.name} has the highest mean IoU, {max(values):.3f}; that of {second.name} is {lead:.3f} lower (95 % "
-        f"interval over the choice of images: {low:.3f} to {high:.3f})."
-    )
+    return f"{text} (95 % interval over the choice of images: {low:.3f} to {high:.3f})."
 
 
 def comparison_report(
@@ -288,10 +335,11 @@ def comparison_report(
         f"image(s) of {split}."
     )
     text += " Runs whose configs differ in the seed only are one row, with mean ± standard deviation." * seeds
-    text += (
-        " The intervals are of the difference in mean IoU, by a paired bootstrap over the images; they do not cover "
-        "the choice of the seeds."
-    )
+    if not is_detection(compared):
+        text += (
+            " The intervals are of the difference in mean IoU, by a paired bootstrap over the images; they do not "
+            "cover the choice of the seeds."
+        )
     sections = (
         Section("Scores", "", (score_table(compared, split),)),
         Section("Classes", "", (class_table(compared),)),
@@ -338,48 +386,74 @@ def _image_sections(compared: Sequence[Compared], sources: Mapping[str, Source],
     chosen = most_different(scores, count)
     if not chosen:
         return []
-    show = read_and_predict if labels.combinations is None else show_overlaps
-    shown: list[Iterable[ShownImage | ShownOverlaps]] = [
-        show(group.runs[0], sources[group.runs[0].name], [ImageScore(row[i], i) for i in chosen])
+    if is_detection(compared):
+        name, draw = "F1", partial(_box_overlay, names=compared[0].inspections[0].scores["classes"])
+    else:
+        name, draw = "mean IoU", partial(_overlay if labels.combinations is None else _overlap_overlay, labels=labels)
+    shown = [
+        _show(group, sources[group.runs[0].name], [ImageScore(row[i], i) for i in chosen])
         for group, row in zip(compared, scores.tolist(), strict=True)
     ]
-    draw = _overlay if labels.combinations is None else _overlap_overlay
-    names, pictures = [_layer_name(group) for group in compared], []
+    pictures = []
     for number, (index, *each) in enumerate(zip(chosen, *shown, strict=True), 1):
         parts = [f"{group.name} {score:.3f}" for group, score in zip(compared, scores[:, index], strict=True)]
-        caption, predictions = f"{each[0].name}: mean IoU {', '.join(parts)}", [one.prediction for one in each]
-        masks = dict(zip(names, predictions, strict=True))
-        pictures.append(draw(f"image_{number}", caption, each[0], masks, labels))
+        by_layer = dict(zip(map(_layer_name, compared), each, strict=True))
+        caption = f"{each[0].name}: {name} {', '.join(parts)}"
+        pictures.append(draw(f"image_{number}", caption, by_layer))
     text = (
-        "The images whose mean IoU differs most between the rows, the largest difference first. Choose a layer, which "
-        "is then shown over all images, and how opaque it is. The pointer shows the classes of a pixel."
+        f"The images whose {name} differs most between the rows, the largest difference first. Choose a layer, which "
+        "is then shown over all images, and how opaque it is."
+    )
+    text += (
+        " The F1 is that at IoU 0.5 and the best score threshold of each run, whose detections are shown."
+        if is_detection(compared)
+        else " The pointer shows the classes of a pixel."
     )
     first_seed = " Of several seeds, the first one counts." if any(len(group.runs) > 1 for group in compared) else ""
     return [Section("Images", text + first_seed, (), tuple(pictures))]
 
 
+def _show(group: Compared, source: Source, chosen: Sequence[ImageScore]) -> Iterable[Any]:
+    """Reads the chosen images again, with the prediction of the group's first run."""
+    run, inspection = group.runs[0], group.inspections[0]
+    if isinstance(inspection, DetectorInspection):
+        return show_detections(inspection, source, [one.index for one in chosen])
+    return (show_overlaps if run.config.data.multilabel else read_and_predict)(run, source, chosen)
+
+
 def _layer_name(group: Compared) -> str:
-    return f"run {group.name}" if group.name in ("truth", "difference") else group.name
+    return f"run {group.name}" if group.name in ("truth", "difference", "objects") else group.name
 
 
-def _overlay(
-    name: str, caption: str, shown: ShownImage, masks: Mapping[str, UInt8[np.ndarray, "H W"]], labels: LabelSet
-) -> Overlay:
-    drawn = {kind: colorize(mask, labels.palette) for kind, mask in {"truth": shown.truth, **masks}.items()}
-    ids = np.unique(np.stack([shown.truth, *masks.values()])).tolist()
-    differ = predictions_differ(list(masks.values()))
-    tiles = _tiles(shown.image, drawn, differ, labels, ids)
-    return comparison_overlay(name, caption, tiles, shown.image, shown.truth, masks, labels)
+def _overlay(name: str, caption: str, shown: Mapping[str, ShownImage], labels: LabelSet) -> Overlay:
+    one, masks = next(iter(shown.values())), {kind: each.prediction for kind, each in shown.items()}
+    drawn = {kind: colorize(mask, labels.palette) for kind, mask in {"truth": one.truth, **masks}.items()}
+    ids = np.unique(np.stack([one.truth, *masks.values()])).tolist()
+    tiles = _tiles(one.image, drawn, predictions_differ(list(masks.values())), labels, ids)
+    return comparison_overlay(name, caption, tiles, one.image, one.truth, masks, labels)
 
 
-def _overlap_overlay(
-    name: str, caption: str, shown: ShownOverlaps, masks: Mapping[str, Bool[np.ndarray, "H W C"]], labels: LabelSet
-) -> Overlay:
-    drawn = {"truth": multilabel.draw_truth(shown.truth, labels)}
+def _overlap_overlay(name: str, caption: str, shown: Mapping[str, ShownOverlaps], labels: LabelSet) -> Overlay:
+    one, masks = next(iter(shown.values())), {kind: each.prediction for kind, each in shown.items()}
+    drawn = {"truth": multilabel.draw_truth(one.truth, labels)}
     drawn |= {kind: colorize_overlaps(mask, labels.palette) for kind, mask in masks.items()}
     differ = predictions_differ(list(masks.values())).any(axis=-1)
-    tiles = _tiles(shown.image, drawn, differ, labels, None)
-    return overlap_overlay(name, caption, tiles, shown.image, shown.truth, masks, labels)
+    tiles = _tiles(one.image, drawn, differ, labels, None)
+    return overlap_overlay(name, caption, tiles, one.image, one.truth, masks, labels)
+
+
+def _box_overlay(name: str, caption: str, shown: Mapping[str, ShownDetections], names: Sequence[str]) -> Overlay:
+    one = next(iter(shown.values()))
+    image = detector_page.resized(one)
+
+    def draw(ground: UInt8[np.ndarray, "h w 3"]) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        found = {kind: detector_page.draw_detections(ground, each, names) for kind, each in shown.items()}
+        return found | {"objects": detector_page.draw_objects(ground, one, names)}
+
+    tiles = inference.png(inference.tiles(draw(image), width=image.shape[1]))
+    found = {"right": f"rgb{detector_page.RIGHT}", "false": f"rgb{detector_page.FALSE}"}
+    legends = dict.fromkeys(shown, found) | {"objects": {"objects": f"rgb{detector_page.TRUTH}"}}
+    return box_overlay(name, caption, tiles, image, one.image.shape[:2], draw(np.zeros_like(image)), legends)
 
 
 def _tiles(
@@ -397,7 +471,7 @@ def _tiles(
 
 def comparison_data(compared: Sequence[Compared], names: Sequence[str], split: str) -> dict[str, Any]:
     """Returns the scores of every run, and the mean IoU of every image, ready for JSON."""
-    per_image = image_scores(compared)
+    per_image, key = image_scores(compared), "f1_per_image" if is_detection(compared) else "mean_iou_per_image"
     return {
         "split": split,
         "groups": [
@@ -407,7 +481,7 @@ def comparison_data(compared: Sequence[Compared], names: Sequence[str], split: s
                     {"checkpoints": run.checkpoints, "seed": run.config.seed, "scores": inspection.scores}
                     for run, inspection in zip(group.runs, group.inspections, strict=True)
                 ],
-                "mean_iou_per_image": dict(zip(names, row.tolist(), strict=True)),
+                key: dict(zip(names, row.tolist(), strict=True)),
             }
             for group, row in zip(compared, per_image, strict=True)
         ],

@@ -51,7 +51,7 @@ _CURVES = {"IoU 0.5": 0, "IoU 0.75": 5}  # positions of the IoU thresholds
 _SCORE_BINS = 40
 _WIDTH = 480  # pixels of a picture
 # Green, blue and orange of the palette of Okabe and Ito; the last two are also those of the histogram.
-_TRUTH, _RIGHT, _FALSE = (0, 158, 115), (0, 114, 178), (213, 94, 0)
+TRUTH, RIGHT, FALSE = (0, 158, 115), (0, 114, 178), (213, 94, 0)
 
 
 class ShownDetections(NamedTuple):
@@ -70,7 +70,7 @@ class ShownDetections(NamedTuple):
 
 
 class DetectorInspection(NamedTuple):
-    """Results of a pass over a split; all but the images are ready for JSON.
+    """Results of a pass over a split; all but the images and `detected` are ready for JSON.
 
     Attributes:
         scores: those of `training.detection.split_scores`, with "ap75_per_class", "best_f1", "best_threshold", and the
@@ -82,6 +82,7 @@ class DetectorInspection(NamedTuple):
         worst: images in ascending order of F1.
         severity: that of the corruptions, 1 to 5, or None.
         shift: scores by kind of corruption; None without a severity.
+        detected: detections of every image, for `show_detections`.
     """
 
     scores: dict[str, Any]
@@ -92,6 +93,13 @@ class DetectorInspection(NamedTuple):
     worst: tuple[ShownDetections, ...]
     severity: int | None = None
     shift: dict[str, dict[str, Any]] | None = None
+    detected: "_Detected | None" = None
+
+    @property
+    def image_f1(self) -> Float[np.ndarray, "images"]:
+        """F1 of each image at IoU 0.5 and the best threshold; NaN without objects and detections."""
+        counts = self.detected.counts
+        return np.array([one.f1 if one.found + one.missed + one.false else math.nan for one in counts])
 
 
 class _ImageCounts(NamedTuple):
@@ -105,6 +113,14 @@ class _ImageCounts(NamedTuple):
     @property
     def f1(self) -> float:
         return 2 * self.found / (2 * self.found + self.missed + self.false)
+
+
+class _Detected(NamedTuple):
+    """Result of `_detect`, its matches with the objects, and the counts of each image at the best threshold."""
+
+    rows: dict[str, Any]
+    records: metrics.DetectionRecords
+    counts: list[_ImageCounts]
 
 
 def inspect_detector(
@@ -144,7 +160,15 @@ def inspect_detector(
         *shown,
         severity,
         shift,
+        _Detected(rows, records, counts),
     )
+
+
+def show_detections(inspection: DetectorInspection, source: Source, indices: Sequence[int]) -> list[ShownDetections]:
+    """Reads the images of these indices again, with their objects and detections."""
+    rows, records, counts = inspection.detected
+    threshold = inspection.scores["best_threshold"]
+    return [_shown(rows, records, source, threshold, counts[index]) for index in indices]
 
 
 def _detect(run: TrainedRun, source: Source, corruption: tuple[str, int] | None = None) -> dict[str, Any]:
@@ -307,20 +331,41 @@ def _image_sections(inspection: DetectorInspection) -> list[Section]:
 
 def _draw(one: ShownDetections, names: Sequence[str]) -> UInt8[np.ndarray, "height total 3"]:
     """Draws the objects and the detections of an image, enlarged or reduced to one width, one below the other."""
+    shown = resized(one)
+    rows = {"objects": [draw_objects(shown, one, names)], "detections": [draw_detections(shown, one, names)]}
+    return inference.contact_sheet(rows, [one.name], width=_WIDTH)
+
+
+def resized(one: ShownDetections) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the image of `one` in the width of a picture."""
     shown, (height, width) = inference.as_rgb(one.image), one.image.shape[:2]
     size = _WIDTH, min(max(1, round(_WIDTH * height / width)), 4 * _WIDTH)
-    shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA if width > _WIDTH else cv2.INTER_LINEAR)
-    scale = np.tile(np.array(size) / (width, height), 2)
+    return cv2.resize(shown, size, interpolation=cv2.INTER_AREA if width > _WIDTH else cv2.INTER_LINEAR)
+
+
+def draw_objects(
+    shown: UInt8[np.ndarray, "height width 3"], one: ShownDetections, names: Sequence[str]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Draws the objects of `one` on `shown`, which has another size than its image."""
     labels = [names[i] for i in one.classes] if len(names) > 1 else []
-    objects = inference.draw_boxes(shown, one.boxes * scale, np.full((len(one.boxes), 3), _TRUTH, np.uint8), labels)
-    colours = np.where(one.correct[:, None], _RIGHT, _FALSE).astype(np.uint8)
+    colours = np.full((len(one.boxes), 3), TRUTH, np.uint8)
+    return inference.draw_boxes(shown, one.boxes * _scale(shown, one), colours, labels)
+
+
+def draw_detections(
+    shown: UInt8[np.ndarray, "height width 3"], one: ShownDetections, names: Sequence[str]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Draws the detections of `one`, as `draw_objects` the objects."""
+    colours = np.where(one.correct[:, None], RIGHT, FALSE).astype(np.uint8)
     found = one.detections
     prefixes = [f"{names[i]} " if len(names) > 1 else "" for i in found.classes]
     texts = [f"{prefix}{score:.2f}" for prefix, score in zip(prefixes, found.scores, strict=True)]
     # The most likely one is drawn last, over the others.
-    boxes = found.boxes[::-1] * scale
-    detections = inference.draw_boxes(shown, boxes, colours[::-1], texts[::-1])
-    return inference.contact_sheet({"objects": [objects], "detections": [detections]}, [one.name], width=_WIDTH)
+    return inference.draw_boxes(shown, found.boxes[::-1] * _scale(shown, one), colours[::-1], texts[::-1])
+
+
+def _scale(shown: np.ndarray, one: ShownDetections) -> Float[np.ndarray, "4"]:
+    return np.tile(np.array(shown.shape[1::-1]) / one.image.shape[1::-1], 2)
 
 
 def _rarest(scores: dict[str, Any]) -> list[str]:

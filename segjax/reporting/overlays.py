@@ -147,6 +147,23 @@ def _painted(where: Bool[np.ndarray, "h w"], colour: UInt8[np.ndarray, "3"]) -> 
     return inference.png(layer)
 
 
+def box_overlay(
+    name: str,
+    caption: str,
+    content: bytes,
+    image: UInt8[np.ndarray, "h w 3"],
+    size: tuple[int, int],
+    drawn: Mapping[str, UInt8[np.ndarray, "h w 3"]],
+    legends: Mapping[str, Legend],
+) -> Overlay:
+    """Draws an image, which was of another `size`, and layers of boxes on black, which is transparent."""
+    layers = {
+        kind: inference.png(np.dstack([boxes, 255 * boxes.any(axis=-1).astype(np.uint8)]))
+        for kind, boxes in drawn.items()
+    }
+    return Overlay(name, caption, content, inference.jpeg(image), layers, legends, _values(size))
+
+
 def predictions_differ(masks: Sequence[Shaped[np.ndarray, "*shape"]]) -> Bool[np.ndarray, "*shape"]:
     """Returns True where not all masks are equal."""
     return np.any([mask != masks[0] for mask in masks], axis=0)

@@ -373,7 +373,11 @@ class PixelValues {
   show(at) {
     this.at = at && [[at[0], this.width], [at[1], this.height]].map(([value, size]) => Math.min(size - 1, Math.max(0, Math.floor(value))));
     this.mark.hidden = !at;
-    if (!at) { this.line.textContent = 'The pointer shows the values of a pixel.'; return; }
+    if (!at) {
+      const {ids, overlaps} = this.data;
+      this.line.textContent = `The pointer shows the ${ids || overlaps.length ? 'values' : 'position'} of a pixel.`;
+      return;
+    }
     const [x, y] = this.at, {size, masks, classes, maxima, overlaps} = this.data, share = [(x + 0.5) / this.width, (y + 0.5) / this.height];
     [this.mark.style.left, this.mark.style.top] = share.map(value => `${100 * value}%`);
     const values = masks.map((name, i) => `${name}: ${classes[this.colour(this.ids, x, y + i * this.height)[0]] ?? '…'}`);
@@ -384,7 +388,7 @@ class PixelValues {
     for (const [layer, [name, maximum]] of Object.entries(maxima)) {
       values.push(`${name}: ${(this.level(layer, x, y) * maximum).toFixed(maximum < 0.1 ? 4 : 2)}`);
     }
-    this.line.textContent = `x ${Math.floor(share[0] * size[1])}, y ${Math.floor(share[1] * size[0])}; ${values.join('; ')}`;
+    this.line.textContent = [`x ${Math.floor(share[0] * size[1])}, y ${Math.floor(share[1] * size[0])}`, ...values].join('; ');
   }
 
   colour(image, x, y) {

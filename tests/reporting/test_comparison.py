@@ -2,14 +2,17 @@
 
 import types
 
+import cv2
 import numpy as np
 import pytest
 from etils import epath
 
 from segjax import metrics
+from segjax.boxes import Detections
 from segjax.data import LabelSet, Source
-from segjax.reporting import comparison
+from segjax.reporting import comparison, detector_page
 from segjax.reporting.comparison import Compared, check_same_images, group_runs, image_scores, mean_iou_interval
+from segjax.reporting.detector_page import DetectorInspection, ShownDetections
 from segjax.reporting.run_page import Inspection
 from segjax.trained_run import TrainedRun
 from segjax.training import ConfigError, defaults
@@ -82,7 +85,11 @@ def test_group_runs_puts_ensembles_of_one_config_in_one_group():
         ),
         (
             [run("r/a"), run("r/b", multilabel=True)],
-            "the classes of the first overlap, those of the second do not .config.data.multilabel.; name runs",
+            "r/b and r/a cannot be compared: the one has classes that overlap, the other one class per pixel",
+        ),
+        (
+            [run("r/a", box_classes=("road",)), run("r/b", box_classes=("debris",))],
+            "r/b and r/a cannot be compared: their classes are debris and road",
         ),
     ],
 )
@@ -168,3 +175,44 @@ def test_finding_names_the_best_group_and_the_interval_to_the_next():
     text = comparison.finding([compared("wrong", WRONG), compared("right", RIGHT)])
     wrong = metrics.segmentation_scores(np.sum(WRONG, axis=0))["mean_iou"]
     assert text.startswith(f"right has the highest mean IoU, 1.000; that of wrong is {1 - wrong:.3f} lower (95 %")
+
+
+def detectors(name, ap, *found):
+    """Returns a group of one detector, with objects that are found, missed and false in each image."""
+    scores = {"classes": ["car", "dog"], "objects": [3, 4], "ap_per_class": [ap, ap / 2], "ap": ap, "best_f1": 0.5}
+    scores |= {"images": len(found), "best_threshold": 0.5, "ap50": 0.5}
+    counts = [detector_page._ImageCounts(i, *one) for i, one in enumerate(found)]
+    detected = detector_page._Detected({}, None, counts)
+    one = DetectorInspection(scores, {}, {}, {}, (), (), detected=detected)
+    return Compared(name, (run(f"runs/{name}", box_classes=("car", "dog")),), (one,))
+
+
+def test_comparison_of_detectors_has_their_ap_and_no_interval():
+    groups = [detectors("a", 0.25, (1, 0, 0)), detectors("b", 0.5, (1, 0, 0))]
+    table = comparison.score_table(groups, "val")
+    assert table.columns == ("run", "seed", "AP", "minus a", "AP50", "best F1")
+    assert table.rows[1] == ("b", "0", 0.5, "+0.250", 0.5, 0.5)
+    assert comparison.class_table(groups).rows[1] == ("dog", 4, 0.125, 0.25, "+0.125")
+    assert comparison.finding(groups) == "b has the highest AP, 0.500; that of a is 0.250 lower."
+
+
+def test_image_scores_of_detectors_are_the_f1_of_each_image():
+    scores = image_scores([detectors("a", 0.25, (1, 1, 0), (0, 0, 0)), detectors("b", 0.5, (2, 0, 0), (0, 0, 1))])
+    np.testing.assert_allclose(scores, [[2 / 3, np.nan], [1.0, 0.0]])
+    assert comparison.most_different(scores, 2) == [0]
+
+
+def test_comparison_of_detectors_draws_right_and_false_detections():
+    boxes, names = np.array([[8.0, 8, 16, 16]]), ("car", "dog")
+    shown = {}
+    for name, correct in (("a", True), ("b", False)):
+        found = Detections(boxes, np.array([0.5]), np.array([0]), np.array([True]))
+        image = np.full((48, 64, 3), 90, np.uint8)
+        shown[name] = ShownDetections("street", 0.5, image, boxes, np.array([1]), found, np.array([correct]))
+    overlay = comparison._box_overlay("image_1", "street", shown, names)
+    assert list(overlay.layers) == ["a", "b", "objects"]
+    for layer, colour in (("a", detector_page.RIGHT), ("b", detector_page.FALSE), ("objects", detector_page.TRUTH)):
+        pixels = cv2.imdecode(np.frombuffer(overlay.layers[layer], np.uint8), -1)[..., [2, 1, 0, 3]]
+        assert pixels.shape == (360, 480, 4)
+        assert pixels[120, 90].tolist() == [*colour, 255]  # its lower edge
+        assert pixels[90, 90, 3] == 0  # inside the box

@@ -1,6 +1,7 @@
 """Detectors: their config, objective, scores and a short training."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -414,6 +415,22 @@ def test_train_a_detector_and_score_it_again(trained_detector):
     np.testing.assert_equal({name: scores[name] for name in again}, again)
     found = run.detector(score_threshold=0.0, max_detections=3)(np.zeros((40, 50, 3), np.uint8))
     assert found.boxes.shape == (3, 4)
+
+
+@pytest.mark.slow
+def test_compare_detectors(trained_detector, tmp_path, run_command):
+    latest = trained_detector / "checkpoints" / "latest"
+    shutil.copytree(trained_detector, tmp_path / "other")
+    other = tmp_path / "other" / "checkpoints" / "latest"
+    status, _, error = run_command("compare", latest, other, f"--output={tmp_path}", "--images=1")
+    assert (status, error) == (0, "")
+    data = json.loads((tmp_path / "comparison.json").read_text())["data"]
+    scores = json.loads((trained_detector / "scores.json").read_text())
+    assert [group["runs"][0]["scores"]["ap"] for group in data["groups"]] == [scores["ap"]] * 2
+    assert len(data["groups"][0]["f1_per_image"]) == 6
+    page = (tmp_path / "comparison.md").read_text()
+    assert f"| debris | {scores['objects'][0]} |" in page
+    assert "interval" not in page
 
 
 @pytest.mark.slow
