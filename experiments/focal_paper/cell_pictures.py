@@ -56,7 +56,8 @@ def _picture(run: TrainedRun, source: Source, indices: Sequence[int]) -> dict[st
         draw, form, colours = _box_maps(run), ".jpg", "truth yellow, boxes of p ≥ 0.5 blue"
     else:
         draw, form, colours = _error_maps(run), ".png", "found green, missed yellow, false blue, at p = 0.5"
-    drawn = np.concatenate([draw(source[index]) for index in indices], axis=1)
+    gap = ((0, 0), (0, 2), (0, 0))  # white columns between the images
+    drawn = np.concatenate([np.pad(draw(source[index]), gap, constant_values=255) for index in indices], axis=1)[:, :-2]
     # Edges of boxes are one pixel wide, so the colour is not subsampled.
     options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444] if form == ".jpg" else []
     _, file = cv2.imencode(form, cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), options)

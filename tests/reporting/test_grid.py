@@ -165,6 +165,14 @@ def test_two_pinned_cells_stay_and_a_third_click_replaces_the_second(opened):
 
 
 @pytest.mark.slow
+def test_finger_pins_cells(opened):
+    opened.resize(390, 844)
+    opened.tap(FIRST)
+    opened.tap(THIRD)
+    assert names(opened) == ["A γ = 0, α = 0.1", "B γ = 2, α = 0.5"]
+
+
+@pytest.mark.slow
 def test_pins_and_score_survive_a_reload(opened, tmp_path):
     opened.click(FIRST)
     opened.click(".scores button:nth-child(2)")
