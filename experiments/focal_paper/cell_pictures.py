@@ -59,7 +59,8 @@ def _picture(run: TrainedRun, source: Source, indices: Sequence[int]) -> dict[st
     gap = ((0, 0), (0, 2), (0, 0))  # white columns between the images
     drawn = np.concatenate([np.pad(draw(source[index]), gap, constant_values=255) for index in indices], axis=1)[:, :-2]
     # Edges of boxes are one pixel wide, so the colour is not subsampled.
-    options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444] if form == ".jpg" else []
+    jpeg = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, cv2.IMWRITE_JPEG_QUALITY, 60]
+    options = jpeg if form == ".jpg" else []
     _, file = cv2.imencode(form, cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), options)
     return {"caption": f"seed {run.config.seed}: {colours}", "file": base64.b64encode(file.tobytes()).decode()}
 
