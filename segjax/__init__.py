@@ -35,6 +35,8 @@ _EXTRAS = {
         *("PIL", "rich", "scipy", "tensorboardX", "tensorflow_datasets", "tifffile"),
     ),
     "export": ("flatbuffers",),
+    "mlflow": ("alembic", "mlflow", "sqlalchemy"),
+    "wandb": ("wandb",),
 }
 _BASE = (
     "__main__",

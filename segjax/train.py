@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import rich.console
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from segjax import cli
@@ -27,6 +27,7 @@ from segjax.training import hosts, train
 from segjax.training.checkpoint import run_folder
 from segjax.training.config import CONFIG_FILE, from_leaves, leaves, read_config
 from segjax.training.fields import COUNT, COUNT_OR_ZERO
+from segjax.training.trackers import TRACKERS
 
 
 def main(argv: list[str]) -> None:
@@ -36,8 +37,11 @@ def main(argv: list[str]) -> None:
     if options.distributed:
         hosts.join_hosts(options.coordinator, options.hosts, options.host)
     console = rich.console.Console(quiet=not hosts.is_first_host())
+    if "none" in options.tracker and len(options.tracker) > 1:
+        raise app.UsageError("--tracker=none excludes other trackers; remove it, or them")
+    trackers = [name for name in options.tracker if name != "none"]
     config = options.config if options.data is None else config_for_folder(Path(options.data), console)
-    scores = train(config, options.workdir, console=console)
+    scores = train(config, options.workdir, console=console, trackers=trackers)
     from segjax import reporting  # after the training, which does not need it
 
     title = f"{config.data.name}, {config.data.eval_split}, step {scores['steps']}"
@@ -83,6 +87,12 @@ if __name__ == "__main__":
         "unless --config sets them.",
     )
     flags.DEFINE_string("workdir", None, "Folder of the run; repeat the command to resume the run.")
+    flags.DEFINE_multi_enum("tracker", ["tensorboard"], [*TRACKERS, "none"], "")
+    flags.FLAGS["tracker"].help = (  # absl adds half a sentence to a text of its own
+        "Program that shows the curves of the run: tensorboard, mlflow (extra mlflow), wandb (Weights & Biases, extra "
+        "wandb) or none. Repeat the flag for several."
+    )
+    flags.FLAGS["tracker"].default_as_str = "tensorboard"
     flags.DEFINE_bool("distributed", False, "Join the other hosts, which run the same command.")
     flags.DEFINE_string("coordinator", None, "ADDRESS:PORT of the first host; needed if the cluster does not set it.")
     cli.define_number("hosts", int, COUNT, "Number of processes; needed if the cluster does not set it.")

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from segjax.training.config import (
     changes_since,
     comparable,
     earlier_config,
+    leaves,
     with_found_data,
     write_config,
 )
@@ -40,6 +42,7 @@ from segjax.training.metrics_writer import METRICS_FILE, MetricsWriter
 from segjax.training.network import make_model, network_size
 from segjax.training.objective import budget_scalars, hparams_at, hparams_from_config, phases
 from segjax.training.provenance import differences, provenance, run_record
+from segjax.training.trackers import check_trackers
 from segjax.training.train_step import init_state, learning_rate_leap, make_train_step, rare_train_ids, task_of
 
 SCORES_FILE = "scores.json"
@@ -55,17 +58,22 @@ class NonFiniteLoss(RuntimeError):
 
 @hosts.failures_end_all_hosts()
 def train(
-    config: ConfigDict, workdir: str | os.PathLike, *, console: rich.console.Console | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    console: rich.console.Console | None = None,
+    trackers: Sequence[str] = ("tensorboard",),
 ) -> dict[str, Any]:
     """Trains a network as `config` describes; called again, it resumes from the newest checkpoint.
 
-    Writes `config.json`, `metrics.jsonl`, `tensorboard/`, `run.html` (the page of the run), `checkpoints/` (the last
+    Writes `config.json`, `metrics.jsonl`, `run.html` (the page of the run), `checkpoints/` (the last
     two and the best by `headline`) and, at the end, `scores.json`.
 
     Args:
       config: a complete config, see `segjax.training.config`.
       workdir: the run's folder, local or `gs://BUCKET/…`.
       console: where to print; default standard output.
+      trackers: programs that show the numbers of the run: "tensorboard", "mlflow", "wandb".
 
     Returns:
       The final `Scores` on the evaluation split, with "steps", "skipped_in_training" (the number of bad training
@@ -74,8 +82,8 @@ def train(
       before its last step has "stopped_early", a line with the reason; "steps" is then the step at which it ended.
 
     Raises:
-      ConfigError, DataError: the config or the data are invalid, or the workdir contains files of another program;
-        raised before the first step.
+      ConfigError, DataError: the config or the data are invalid, the workdir contains files of another program, or a
+        tracker is not installed; raised before the first step.
       StorageError: the workdir is a file, or in use by another training; the bucket cannot be read or written, or
         gcsfs is not installed.
       CheckpointError: every checkpoint is damaged, the newest one is of another network, or one cannot be written.
@@ -84,6 +92,7 @@ def train(
       KeyboardInterrupt: Ctrl-C was pressed twice; the steps since the last checkpoint are lost.
     """
     begun, workdir = time.monotonic(), run_folder(workdir)
+    check_trackers(trackers, workdir)
     earlier = earlier_config(workdir, config, others=(METRICS_FILE, SCORES_FILE))
     if earlier.model.members != config.model.members and has_checkpoints(workdir):
         raise ConfigError(
@@ -163,6 +172,7 @@ def train(
         log_folder = workdir if hosts.is_first_host() else None
         page = {"title": f"{config.model.name} on {config.data.name}", "fields": changed(config), "facts": origin}
         options = {"examples_per_step": batch_size, "console": console, "page": page}
+        options |= {"trackers": trackers, "params": leaves(config), "facts": origin}
         writer = stack.enter_context(MetricsWriter(log_folder, start=start, steps=steps, **options))
 
         prefetched = deque()  # (batch on the devices, file names, loader position after it)

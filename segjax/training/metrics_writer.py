@@ -1,16 +1,13 @@
-"""The log of a run: JSON lines, TensorBoard events, a progress bar and the run's page."""
+"""The log of a run: JSON lines, trackers, a progress bar and the run's page."""
 
-import contextlib
 import datetime
 import importlib.util
 import json
 import math
 import os
-import socket
-import tempfile
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +16,20 @@ import rich.console
 import rich.table
 from etils import epath
 from rich import progress
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import RecordWriter
 
 from segjax.storage import StorageError, bucket_errors, in_bucket, path_of, read_file, say, write_bytes
 from segjax.training.config import ConfigError
+from segjax.training.hosts import Terminated
+from segjax.training.trackers import Run, Trackers
 
 METRICS_FILE = "metrics.jsonl"
 PAGE_FILE = "run.html"
-_FLUSH_EVERY = 30  # seconds between two flushes of the TensorBoard events, and between two pages
+_FLUSH_EVERY = 30  # seconds between two flushes of the trackers, and between two pages
 _REFRESH = 15  # seconds after which the page loads itself again
 
 
 class MetricsWriter:
-    """A context that writes `metrics.jsonl`, `tensorboard/` and `run.html` in a workdir and shows a progress bar.
+    """A context that writes `metrics.jsonl` and `run.html` in a workdir, feeds trackers and shows a progress bar.
 
     A run resumed at step k drops the lines after k, as if it had not been killed. In a bucket, where nothing can be
     appended, `publish` writes the log: before every checkpoint and at the end. So a kill loses only lines after the
@@ -46,6 +42,9 @@ class MetricsWriter:
       examples_per_step: images per step, for the rate shown.
       console: where to print; default standard output.
       page: "title", "fields" and "facts" of `segjax.reporting.live_page.live_report`; None: no page.
+      trackers: names of `segjax.training.trackers.TRACKERS`.
+      params: the config, flat, for the trackers.
+      facts: the `provenance` of the run, for the trackers.
     """
 
     def __init__(
@@ -57,12 +56,15 @@ class MetricsWriter:
         examples_per_step: int,
         console: rich.console.Console | None = None,
         page: dict[str, Any] | None = None,
+        trackers: Sequence[str] = ("tensorboard",),
+        params: dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None,
     ):
         self.console = console or rich.console.Console()
         self._active = workdir is not None
         if not self._active:
             return
-        self._workdir, self._in_bucket, self._text, self._uploads = path_of(workdir), in_bucket(workdir), "", 0
+        self._workdir, self._in_bucket, self._text = path_of(workdir), in_bucket(workdir), ""
         self._lines = self._workdir / METRICS_FILE
         with bucket_errors(workdir):
             if not self._in_bucket:
@@ -78,11 +80,7 @@ class MetricsWriter:
             self._remember(row["step"], row)
         scored = [row for row in rows if _selecting_score(row) in row]
         self._loss, self._best = "", max((row[_selecting_score(row)] for row in scored), default=-math.inf)
-        self._temporary = tempfile.TemporaryDirectory(prefix="segjax-events-") if self._in_bucket else None
-        self._event_folder = self._temporary.name if self._in_bucket else str(self._workdir / "tensorboard")
-        self._events: RecordWriter | None = None
         self._flushed = time.monotonic()
-        self._try_events(self._open_events, start)
         self._examples_per_step, self._step, self._steps = examples_per_step, start, steps
         self._started: tuple[float, int] | None = None  # when the first step had been compiled, and its number
         # A log file has lines in place of the bar; so has a notebook, which shows a bar too if it has ipywidgets.
@@ -102,40 +100,7 @@ class MetricsWriter:
             disable=not (self.console.is_terminal or has_widgets),
         )
         self._task = self._bar.add_task("compiling…", total=steps, completed=start, rate="", loss="", score="")
-
-    def _open_events(self, start: int = 0) -> None:
-        os.makedirs(self._event_folder, exist_ok=True)
-        # Files are read in the order of their names, and two of one second must differ.
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{self._uploads:06d}"
-        self._events = RecordWriter(os.path.join(self._event_folder, name))
-        self._write_event(file_version="brain.Event:2")
-        if start:  # TensorBoard drops the points after the checkpoint
-            self._write_event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def _write_event(self, **fields: Any) -> None:
-        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
-
-    def _try_events(self, write: Callable, *arguments: Any, **fields: Any) -> None:
-        """Calls `write`, in this thread: tensorboardX's own thread would die of a full disk, and its queue would block.
-
-        After an error no more events are written, because only TensorBoard needs them.
-        """
-        try:
-            write(*arguments, **fields)
-        except OSError as error:
-            self.note(f"warning: {self._event_folder} cannot be written ({error}); {METRICS_FILE} has all values")
-            with contextlib.suppress(OSError, AttributeError):
-                self._events.close()
-            self._events = None
-
-    def _flush_events(self) -> None:
-        self._flushed = time.monotonic()
-        if self._events is not None:
-            self._try_events(self._events.flush)
-
-    def _close_events(self) -> None:
-        if self._events is not None:
-            self._try_events(self._events.close)
+        self._trackers = Trackers(trackers, Run(self._workdir, start, rows, params or {}, facts or {}), self.note)
 
     def __enter__(self) -> "MetricsWriter":
         if self._active:
@@ -153,31 +118,29 @@ class MetricsWriter:
             return
         self._bar.stop()
         self.write_page("finished" if error is None else f"ended by {error_type.__name__}: {error}".rstrip(": "))
+        stopped = error_type is not None and issubclass(error_type, Terminated | KeyboardInterrupt)
+        status = "finished" if error_type is None else "killed" if stopped else "failed"
         try:
-            self._close_events()
-            if self._in_bucket:
-                with self._temporary:
-                    self._upload()
+            self._upload()
+            self._trackers.finish(status)
         except StorageError:
             if error_type is None:  # else the user has to see that error
                 raise
 
     def publish(self) -> None:
-        """Writes the new lines and events to a bucket, or the events to a folder; raises StorageError for a bucket."""
-        if self._active and self._in_bucket:
-            self._close_events()
+        """Writes the new lines to a bucket and flushes the trackers; raises StorageError for a bucket."""
+        if self._active:
             self._upload()
-            self._try_events(self._open_events)
-        elif self._active:
-            self._flush_events()
+            self._flush()
 
     def _upload(self) -> None:
-        with bucket_errors(self._workdir):
-            self._lines.write_text(self._text)
-            for file in Path(self._event_folder).iterdir():
-                (self._workdir / "tensorboard" / file.name).write_bytes(file.read_bytes())
-                file.unlink()
-        self._uploads += 1
+        if self._in_bucket:
+            with bucket_errors(self._workdir):
+                self._lines.write_text(self._text)
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        self._trackers.flush()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Logs `values` (names like "train/loss") at `step`. NaN, an undefined score, is shown only."""
@@ -188,14 +151,11 @@ class MetricsWriter:
             self._text += _line(step, logged)
         else:
             append(self._lines, step, logged)
-        for name, value in logged.items():
-            if self._events is not None:
-                self._try_events(self._write_event, step=step, summary=summary.scalar(name, value))
+        self._trackers.scalars(step, logged)
         self._remember(step, logged)
-        if time.monotonic() - self._flushed > _FLUSH_EVERY:
-            self._flush_events()
-            if not self._in_bucket:
-                self.write_page()
+        if time.monotonic() - self._flushed > _FLUSH_EVERY and not self._in_bucket:
+            self._flush()
+            self.write_page()
         if "train/loss" in values:
             self._loss = f"loss {values['train/loss']:.4f}"
             self._bar.update(self._task, rate=self._rate(step), loss=self._loss)
@@ -288,13 +248,14 @@ class MetricsWriter:
             say(line, self.console)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Logs a uint8 `[H, W, 3]` image to TensorBoard and, the newest one, to the page."""
-        if self._active and self._page is not None:
+        """Logs a uint8 `[H, W, 3]` image to the trackers and, the newest one, to the page."""
+        if not self._active:
+            return
+        if self._page is not None:
             from segjax.reporting.live_page import examples_picture
 
             self._examples = examples_picture(image, step)
-        if self._active and self._events is not None:
-            self._try_events(self._write_event, step=step, summary=summary.image(name, image, dataformats="HWC"))
+        self._trackers.image(step, name, image)
 
 
 def _selecting_score(values: dict[str, float | int]) -> str:
