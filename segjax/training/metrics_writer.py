@@ -1,5 +1,6 @@
 """The log of a run: JSON lines, trackers, a progress bar and the run's page."""
 
+import contextlib
 import datetime
 import importlib.util
 import json
