@@ -170,10 +170,10 @@ def test_mlflow_run_is_continued_without_a_second_point_and_with_the_missing_one
     assert run.data.tags["gamma from step 4"] == "3"
 
 
-def test_mlflow_uses_the_store_and_the_experiment_of_the_environment(tmp_path, database, monkeypatch):
+def test_mlflow_uses_the_store_and_the_experiment_of_the_environment(tmp_path, workdir, monkeypatch):
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/mlflow.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "roads")
     monkeypatch.chdir(tmp_path)  # into which MLflow writes the images of a database without a server
     said = train_from(0, writer_of(tmp_path, "mlflow"))
