@@ -1,4 +1,4 @@
-"""A small picture of the predictions of each cell of a sweep, stored in its result and so in the report's JSON."""
+"""Small pictures of the predictions of each cell of a sweep, stored in its result and in the JSON of the report."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -27,15 +27,16 @@ _IMAGES = 2
 
 
 def rarest_first(source: Source, labels: Sequence[int]) -> list[int]:
-    """Returns the indices of the images of `source`, those with the most pixels of these labels first."""
+    """Returns the indices of all images of `source`, sorted by their pixels of these labels, most first."""
     counts = [int(np.isin(source[i]["label"], labels).sum()) for i in range(len(source))]
     return sorted(range(len(source)), key=lambda i: -counts[i])
 
 
 def store_pictures(results: SweepResults, rows: Sequence[Changes]) -> None:
-    """Draws, once per row, the predictions of the first seed whose checkpoint is here, and stores them in its result.
+    """Draws the predictions of one seed per row, the first whose checkpoint exists, and stores them in its result.
 
-    Such a result has the key "picture", with "caption" and "file", a PNG or JPEG file in base64.
+    The result then has a "picture", with a "caption" and a "file" (PNG or JPEG in base64). Rows that have one are
+    skipped.
     """
     indices: list[int] = []
     for row in rows:
@@ -73,7 +74,7 @@ def _error_maps(run: TrainedRun) -> Callable[[dict[str, Any]], np.ndarray]:
 def error_map(
     mask: Integer[np.ndarray, "height width"], label: Integer[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Colours the pixels of class 1 that a mask has found or missed, and those that it has by mistake.
+    """Colours the true positives, false negatives and false positives of class 1.
 
     >>> error_map(np.array([[1, 0, 1, 0]]), np.array([[1, 1, 0, 0]])).tolist()
     [[[0, 158, 115], [240, 228, 66], [86, 180, 233], [40, 44, 52]]]

@@ -11,7 +11,7 @@ _MODULES = ("focal_ablation", "focal_star", "ohem_vs_focal", "prior_init", "sgd_
 
 
 def committed_sweeps(folder: Path = RESULTS) -> dict[str, str]:
-    """Returns the module of each sweep by the name of its JSON in `folder`, without ".json"."""
+    """Returns the name of the module of each sweep, by the stem of its JSON file in `folder`."""
     return {file.stem: name for name in _MODULES for file in sorted(folder.glob(f"{name}_*.json"))}
 
 
@@ -19,7 +19,7 @@ def live_page(name: str, folder: Path = RESULTS) -> str:
     """Returns the page of a committed sweep as HTML that loads no file.
 
     Raises:
-      StorageError: the JSON is not that of a sweep's report.
+      StorageError: the JSON file is not the report of a sweep.
       ConfigError: a field of its config is unknown.
     """
     module = importlib.import_module(f"experiments.focal_paper.{committed_sweeps(folder)[name]}")

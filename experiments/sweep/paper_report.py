@@ -27,7 +27,7 @@ DATA = {
     "road_debris_boxes": "the boxes of the debris in the same drawn road scenes, validation split; 0.04 % of the "
     "anchors match a piece of debris",
 }
-# Columns of tables: the score of a result. Tables mark the highest of the first two.
+# Columns of tables, each computed from the scores of a result. Tables mark the highest value in the first two.
 PIXEL_SCORES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "average precision": lambda scores: scores["average_precision"],
     "best IoU": lambda scores: scores["best_iou"],
@@ -39,7 +39,7 @@ BOX_SCORES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "AR100": lambda scores: scores["ar100"],
 }
 
-# The curve of a column in a result; {rare} is the name of the rare class.
+# Key of each column's curve in a result; {rare} is the name of the rare class.
 CURVES = {
     "average precision": "average_precision",
     "best IoU": "best_iou",
@@ -58,7 +58,7 @@ class SweepResults:
     Attributes:
       cells: all cells.
       by_cell: results by cell name, as `grid.result_of` returns them; cells that have not ended are missing.
-      workdir: folder of the cells; it need not exist for results that were given.
+      workdir: folder of the cells; it need not exist if `by_cell` is given.
       on_boxes: True if the cells are detectors.
       columns: columns of the scores in tables.
       headline: name of the score in `columns[0]`, in results and curves.
@@ -127,7 +127,7 @@ class SweepResults:
 def precision_curves(
     results: SweepResults, rows: Mapping[str, Changes], title: str, name: str = "curves"
 ) -> Picture | Chart:
-    """Returns a picture of average precision: one line per row through training, or the end alone for many rows."""
+    """Returns a picture of average precision: one line per row over training, or only the last values for many rows."""
     if len(rows) > 6:  # lines would hide each other
         ends = {label: results.score(row, results.headline).values for label, row in rows.items()}
         drawn = dots(ends, title=title, x=f"{results.columns[0]} at the end")
@@ -145,8 +145,8 @@ def score_grid(
 ) -> Grid:
     """Returns the scores of `rows`, which differ in the fields `y` and `x`, as a grid to explore.
 
-    `names` are those of `y` and `x` in the report. A cell has the picture of its result, if there is one: the
-    key "picture", with "caption" and "file", a PNG or JPEG file in base64.
+    `names` are the names of `y` and `x` in the report. If a result has a "picture", with a "caption" and a "file" (PNG
+    or JPEG in base64), its cell shows it.
     """
     scores = BOX_SCORES if results.on_boxes else PIXEL_SCORES
     ys, xs = (sorted({row[field] for row in rows}) for field in (y, x))
@@ -176,7 +176,7 @@ def _frozen(changes: Changes) -> frozenset:
 
 
 def _series(done: Sequence[Result], column: str) -> tuple[list[int], list[list[float | None]]]:
-    """Returns the steps of finished results and their values of a column at these steps; both empty without any."""
+    """Returns the steps of finished results and the values of a column at these steps; both empty without a curve."""
     keys = [CURVES[column].format(rare=result["scores"]["classes"][-1]) for result in done]
     found = [result["curves"][key] for result, key in zip(done, keys, strict=True) if key in result["curves"]]
     return (done[0]["curves"]["step"] if found else [], found)
@@ -205,7 +205,7 @@ class PaperReport(NamedTuple):
 
 
 def build_report(paper: PaperReport, results: SweepResults, data: str, preset: str) -> Report:
-    """Returns the report of the finished cells, with their number and provenance."""
+    """Returns the report of the finished cells, with the number of cells and their provenance."""
     first, done = results.cells[0].config, list(results.by_cell.values())
     network = f"U-Net of width {first.model.width} and depth {first.model.depth}"
     if results.on_boxes:
@@ -225,7 +225,7 @@ def build_report(paper: PaperReport, results: SweepResults, data: str, preset: s
 
 
 def report_of_json(paper: PaperReport, file: Path) -> Report:
-    """Returns the report of a JSON that this command wrote, with its facts; pictures that need checkpoints are missing.
+    """Returns the report of a JSON file that this command wrote, without pictures that need checkpoints.
 
     Raises:
       StorageError: the file does not exist, or is not the JSON of a sweep's report.

@@ -33,9 +33,9 @@ class Chart(NamedTuple):
       title: heading of the chart.
       x: name of the x axis.
       y: name of the y axis.
-      x_range: limits of the x axis; a limit of None is that of the data.
-      y_range: limits of the y axis; likewise.
-      smoothed: draws the values faintly, and on top their running mean over a twentieth of the line.
+      x_range: limits of the x axis; None: the limit of the data.
+      y_range: limits of the y axis; None: the limit of the data.
+      smoothed: draws the values faintly, and over them their running mean over a twentieth of the line.
       checkpoint_step: x of a dotted vertical line.
       reference: name and y of a dashed horizontal line.
       half: the chart is half as wide as the page.
@@ -58,7 +58,7 @@ class Chart(NamedTuple):
 
     @property
     def form(self) -> str:
-        """End of the file's name."""
+        """File extension."""
         return "png"
 
     @property
@@ -88,7 +88,7 @@ class Chart(NamedTuple):
 
 
 class ConfusionMatrix(NamedTuple):
-    """A confusion matrix in percent of the pixels of each true class: an SVG in a page, and the file REPORT_NAME.png.
+    """A confusion matrix whose rows (true classes) sum to 100 %: an SVG in a page, and the file REPORT_NAME.png.
 
     Attributes:
       name: end of the name of the PNG file.
@@ -105,7 +105,7 @@ class ConfusionMatrix(NamedTuple):
     half: bool = True
 
     title = "Confusion matrix"
-    form = "png"  # end of the file's name
+    form = "png"  # file extension
 
     @property
     def content(self) -> bytes:
@@ -120,7 +120,7 @@ class ConfusionMatrix(NamedTuple):
 
 
 class ReliabilityDiagram(NamedTuple):
-    """Accuracy per bin of the confidence, and the pixels per bin: an SVG in a page, and the file REPORT_NAME.png.
+    """Accuracy and number of pixels per confidence bin: an SVG in a page, and the file REPORT_NAME.png.
 
     Attributes:
       name: end of the name of the PNG file.
@@ -141,7 +141,7 @@ class ReliabilityDiagram(NamedTuple):
     half: bool = True
 
     title = "Reliability"
-    form = "png"  # end of the file's name
+    form = "png"  # file extension
 
     @property
     def content(self) -> bytes:
@@ -161,9 +161,10 @@ class GridCell(NamedTuple):
     """The runs of one cell of a `Grid`, one per seed.
 
     Attributes:
-      scores: one value per seed, by name of the score; None for a seed without one.
-      curves: steps, and the values at these steps per seed that has them, by name of the score.
-      notes: remark on each seed, such as "diverged at step 20"; empty for a finished run.
+      scores: by name of the score, one value per seed; None for a seed without a value.
+      curves: learning curves by name of the score: the steps, and the values at these steps, one row per seed that has
+        a curve.
+      notes: one remark per seed, such as "diverged at step 20"; "" for a finished run.
       pictures: PNG or JPEG files by caption.
     """
 
@@ -173,7 +174,7 @@ class GridCell(NamedTuple):
     pictures: Mapping[str, bytes] = {}
 
     def mean(self, score: str) -> float:
-        """Returns the mean of a score over the seeds that have one; NaN without any."""
+        """Returns the mean of a score over the seeds that have a value; NaN if none has."""
         known = _known(self.scores[score])
         return statistics.mean(known) if known else math.nan
 
@@ -184,7 +185,7 @@ class GridCell(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Scores of a sweep over two fields: a table to explore in a page, and a heat map, the file REPORT_NAME.png.
+    """Scores of a sweep over two fields: an interactive table in a page, and a heat map, the file REPORT_NAME.png.
 
     In the page a cell shows its scores per seed, its curves and its pictures, and two cells can be compared. The
     highest mean of each row is framed, and the highest of all has a star.
@@ -197,8 +198,8 @@ class Grid(NamedTuple):
       columns: values of `x`.
       rows: values of `y`.
       seeds: names of the seeds.
-      cells: cells by (row, column), both counted from 0; the others are not part of the sweep.
-      scores: names of the scores; the grid shows the first at first, and the PNG that one only.
+      cells: cells by (row, column), both counted from 0; a cell that is missing was not run.
+      scores: names of the scores; the page starts with the first one, and the PNG shows only the first one.
       curve_x: name of the x axis of the curves.
     """
 
@@ -217,7 +218,7 @@ class Grid(NamedTuple):
 
     @property
     def form(self) -> str:
-        """End of the file's name."""
+        """File extension."""
         return "png"
 
     @property
@@ -264,12 +265,12 @@ class Grid(NamedTuple):
 
 
 def image_form(file: bytes) -> str:
-    """Returns "jpeg" or "png", the end of the name of an image file and of its media type."""
+    """Returns "jpeg" or "png", the file extension and the media subtype of an image file."""
     return "jpeg" if file.startswith(b"\xff\xd8") else "png"
 
 
 def data_url(file: bytes) -> str:
-    """Returns a PNG or JPEG file as an address that contains it."""
+    """Returns a PNG or JPEG file as a data URL."""
     return f"data:image/{image_form(file)};base64,{base64.b64encode(file).decode()}"
 
 

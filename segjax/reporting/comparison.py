@@ -81,9 +81,9 @@ def _one_or_spread(values: list[float | None]) -> Any:
 def group_runs(runs: Sequence[TrainedRun]) -> list[Group]:
     """Returns the runs in groups of one config, in the order of their first runs.
 
-    Runs are in one group if their configs differ in the seed only and no two have the same seed. Checkpoints of one
-    run, and runs repeated with one seed, are groups of their own, and so is each run if no config differs. The name of
-    a group is the common beginning of its runs' names.
+    Runs are in one group if their configs differ in the seed only. Each run is a group of its own if two runs of its
+    config have the same seed, as two checkpoints of one run have, or if all runs have one config. The name of a group
+    is the common beginning of its runs' names.
 
     Raises:
       ConfigError: a checkpoint is named twice, or the classes of two runs differ.
@@ -94,7 +94,7 @@ def group_runs(runs: Sequence[TrainedRun]) -> list[Group]:
         if names[i] in names[:i]:
             raise ConfigError(f"{names[i]} is named twice; name every run once")
         if _kind(run) != _kind(first):
-            kinds = f"the one has {_kind(run)}, the other {_kind(first)}"
+            kinds = f"the first has {_kind(run)}, the second {_kind(first)}"
             raise ConfigError(f"{run.name} and {first.name} cannot be compared: {kinds}; name runs of one kind")
         if _classes(run) != _classes(first):
             classes = [", ".join(_classes(one)) for one in (run, first)]
@@ -106,7 +106,7 @@ def group_runs(runs: Sequence[TrainedRun]) -> list[Group]:
     groups = []
     for alike in by_config.values():
         seeds = [tuple(one.config.seed for one in run.runs or (run,)) for run in alike]
-        is_group = len(set(seeds)) == len(seeds) < len(runs)  # seeds of one config only are compared with each other
+        is_group = len(set(seeds)) == len(seeds) < len(runs)  # runs of one config are compared with each other
         groups += [tuple(alike)] if is_group else [(run,) for run in alike]
     groups.sort(key=lambda group: names.index(", ".join(group[0].checkpoints)))
     return [Group(*pair) for pair in zip(_names(groups), groups, strict=True)]
@@ -122,12 +122,12 @@ def _classes(run: TrainedRun) -> tuple[str, ...]:
 
 
 def _settings(run: TrainedRun) -> dict[str, object]:
-    """Returns the fields of a run's config on which its results depend, without the seed."""
+    """Returns the config fields that affect the results of a run, without the seed."""
     return {key: value for key, value in comparable(run.config).items() if key != "config.seed"}
 
 
 def _names(groups: Sequence[tuple[TrainedRun, ...]]) -> list[str]:
-    """Returns a short name per group: of its workdirs without the folders that all share, and of steps if needed."""
+    """Returns a short name per group: its workdirs without the folders that all share, and the step if needed."""
     every = [one for group in groups for run in group for one in run.runs or (run,)]
     folders = [one.workdir for one in every]
     shared = os.path.commonpath([folder.parent for folder in folders])
@@ -159,13 +159,13 @@ def check_same_images(groups: Sequence[Group], sources: Mapping[str, Source], sp
         source = sources[run.name]
         if (len(source), source.digest) != (len(first), first.digest):
             raise ConfigError(
-                f"{run.name} and {runs[0].name} have other images in {split}, {len(source)} and {len(first)}; add "
+                f"{run.name} and {runs[0].name} have different images in {split}, {len(source)} and {len(first)}; add "
                 "--split=NAME for a split that they share, or --config.data.FIELD=VALUE for all runs"
             )
 
 
 def compare(groups: Sequence[Group], sources: Mapping[str, Source]) -> list[Compared]:
-    """Scores every run on all images of its source, by the name of the run; a terminal shows the progress."""
+    """Scores every run on all images of its source (`sources[run.name]`); a terminal shows the progress."""
     return [Compared(*group, tuple(_inspect(run, sources[run.name]) for run in group.runs)) for group in groups]
 
 
@@ -177,12 +177,12 @@ def _inspect(run: TrainedRun, source: Source) -> AnyInspection:
 def mean_iou_interval(first: Sequence[Overlaps], second: Sequence[Overlaps]) -> tuple[float, float]:
     r"""Returns a 95 % interval of the mean IoU of `second` minus that of `first`, each a group of runs.
 
-    It is the paired bootstrap over images: in each of `DRAWS` samples the same images are drawn, with replacement, for
-    all runs. It covers the choice of the images and not that of the seeds.
+    A paired bootstrap over images: each of `DRAWS` samples draws images with replacement, the same ones for all runs.
+    The interval covers the choice of the images and not that of the seeds.
 
     Args:
-      first: of each run, `[images, 2, classes]`, the pixels in the intersection and in the union per image and class.
-      second: of each run of the other group, as `first`.
+      first: one array `[images, 2, classes]` per run: pixels in the intersection and in the union, per image and class.
+      second: the arrays of the other group.
 
     Returns:
       (low, high); NaN without labels.
@@ -194,7 +194,7 @@ def mean_iou_interval(first: Sequence[Overlaps], second: Sequence[Overlaps]) -> 
     images = len(first[0])
     drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=DRAWS)
     difference = _mean_iou(drawn, second) - _mean_iou(drawn, first)
-    known = difference[~np.isnan(difference)]  # without samples of images that have no labels
+    known = difference[~np.isnan(difference)]  # leaves out samples without a labelled pixel
     if not known.size:
         return math.nan, math.nan
     low, high = np.quantile(known, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
@@ -226,19 +226,19 @@ def image_scores(compared: Sequence[Compared]) -> Float[np.ndarray, "groups imag
 
 
 def is_detection(compared: Sequence[Compared]) -> bool:
-    """Returns True if the runs are of detectors."""
+    """Returns True if the runs are detectors."""
     return isinstance(compared[0].inspections[0], DetectorInspection)
 
 
 def most_different(scores: Float[np.ndarray, "groups images"], count: int) -> list[int]:
-    """Returns the images whose highest and lowest mean IoU differ most, the largest difference first."""
+    """Returns the indices of the images whose highest and lowest score differ most, the largest difference first."""
     difference = np.nan_to_num(scores.max(0) - scores.min(0), nan=-1.0)
     order = np.argsort(-difference, kind="stable")[:count]
     return [int(index) for index in order if difference[index] >= 0]
 
 
 def score_table(compared: Sequence[Compared], split: str) -> Table:
-    """Builds the table of the groups' scores, with the difference of each to the first group.
+    """Builds the table of the scores of each group and their difference from the first group.
 
     The AP of detectors is not a sum over images, so it has no interval.
     """
@@ -271,9 +271,9 @@ def _signed(difference: float) -> str | None:
 
 
 def class_table(compared: Sequence[Compared]) -> Table:
-    """Builds the table of the IoU, or of detectors the AP, per class and group.
+    """Builds the table of the IoU (for detectors, the AP) per class and group.
 
-    The last column is the last group's minus the first's.
+    The last column is the last group minus the first.
     """
     scores = compared[0].inspections[0].scores
     if is_detection(compared):
@@ -296,7 +296,7 @@ def _shares(confusion: Int[np.ndarray, "classes *matrix"]) -> list[float]:
 
 
 def config_table(groups: Sequence[Compared]) -> Table:
-    """Builds the table of the config fields that differ between groups, of ensembles those of the first run."""
+    """Builds the table of the config fields that differ between groups; of an ensemble, its first run counts."""
     settings = [_settings(group.runs[0].runs[0] if group.runs[0].runs else group.runs[0]) for group in groups]
     keys = [key for key in settings[0] if any(one[key] != settings[0][key] for one in settings)]
     rows = [(key, *(repr(one[key]) for one in settings)) for key in keys]
@@ -305,9 +305,9 @@ def config_table(groups: Sequence[Compared]) -> Table:
 
 
 def finding(compared: Sequence[Compared]) -> str:
-    """Returns the result in one sentence: the group with the highest main score, and its difference to the next one.
+    """Returns the result in one sentence: the group with the highest main score, and its lead over the second.
 
-    The main score is the mean IoU, or the AP of detectors.
+    The main score is the mean IoU, or the AP for detectors.
     """
     detection = is_detection(compared)
     name, key, nothing = ("AP", "ap", "an object") if detection else ("mean IoU", "mean_iou", "a labelled pixel")
@@ -326,7 +326,7 @@ def finding(compared: Sequence[Compared]) -> str:
 def comparison_report(
     compared: Sequence[Compared], sources: Mapping[str, Source], split: str, *, images: int
 ) -> Report:
-    """Builds the report of the groups, with as many `images`, those whose mean IoU differs most between groups."""
+    """Builds the report of the groups; it shows the `images` images whose score differs most between groups."""
     fields = config_table(compared)
     same = "" if fields.rows else "The configs are equal; paths and the number of loader processes do not count."
     seeds = any(len(group.runs) > 1 for group in compared)
@@ -357,7 +357,7 @@ def comparison_report(
 
 
 def log_of(run: TrainedRun) -> Rows:
-    """Returns the rows of `read_log` of a run; none of an ensemble of runs, or of a run without a log."""
+    """Returns the rows of `read_log` of a run; none for an ensemble of runs or a run without a log."""
     return [] if run.runs else read_log(run.workdir, required=False)
 
 
@@ -401,15 +401,17 @@ def _image_sections(compared: Sequence[Compared], sources: Mapping[str, Source],
         caption = f"{each[0].name}: {name} {', '.join(parts)}"
         pictures.append(draw(f"image_{number}", caption, by_layer))
     text = (
-        f"The images whose {name} differs most between the rows, the largest difference first. Choose a layer, which "
-        "is then shown over all images, and how opaque it is."
+        f"The images whose {name} differs most between the rows, the largest difference first. Choose a layer for "
+        "all images, and its opacity."
     )
     text += (
         " The F1 is that at IoU 0.5 and the best score threshold of each run, whose detections are shown."
         if is_detection(compared)
         else " The pointer shows the classes of a pixel."
     )
-    first_seed = " Of several seeds, the first one counts." if any(len(group.runs) > 1 for group in compared) else ""
+    first_seed = (
+        " If a row has several seeds, its first run is shown." if any(len(group.runs) > 1 for group in compared) else ""
+    )
     return [Section("Images", text + first_seed, (), tuple(pictures))]
 
 

@@ -1,4 +1,4 @@
-"""A page on which images are dropped and predicted, and the server behind it, which needs no network.
+"""A page on which you drop images to predict them, and its server, which needs no network.
 
 The page posts the bytes of an image and shows the answer: the mask, the log odds of every class and the uncertainties,
 each as a PNG file of 8 bits. Opacity, threshold and the values under the pointer need no further request.
@@ -33,18 +33,18 @@ from segjax.trained_run import TrainedRun
 LARGEST = 200 * 2**20
 """Largest image file in bytes."""
 MOST_PIXELS = 50_000_000
-"""Largest image, which needs about 40 bytes per pixel."""
-_SHOWN = 1280  # pixels of the longer side of what the page shows
+"""Largest image in pixels; its prediction needs about 40 bytes per pixel."""
+_SHOWN = 1280  # longer side of an image on the page, in pixels
 LOG_ODDS = 16.0
 """The log odds are sent as 256 values between -16 and 16."""
 _HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 class Demo(NamedTuple):
-    """Data of the server: the run, its predictors, and the images that the page shows at the beginning.
+    """Data of the server: the run, its predictors, and the images that the page shows at the start.
 
-    `predictors` has the default one, and then one per entry of `guarantees`, of which the page offers the names and
-    shows the texts.
+    The first of `predictors` is the default; then follows one per entry of `guarantees`. The page offers the names of
+    `guarantees` as choices and shows the text of the chosen one.
     """
 
     run: TrainedRun
@@ -80,9 +80,9 @@ class Demo(NamedTuple):
         return functools.reduce(lambda text, key: text.replace(f"/*{key}*/", values[key]), values, page).encode()
 
     def predict(self, data: bytes, name: str, choice: int = 0) -> tuple[np.ndarray, Prediction]:
-        """Decodes and predicts the bytes of an image with a predictor.
+        """Decodes the bytes of an image file and predicts it with `predictors[choice]`.
 
-        Raises DataError if they are not an image, or one of more than `MOST_PIXELS`.
+        Raises DataError if the bytes are not an image, or the image has more than `MOST_PIXELS`.
         """
         inputs = self.predictors[choice].preprocessing
         found = inspect_image(RawFile(name, 0, lambda: data), data, whole=False)
@@ -96,9 +96,10 @@ class Demo(NamedTuple):
 def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, num_classes: int) -> dict[str, Any]:
     """Returns what the page shows of a predicted image, ready for JSON: PNG and JPEG files as data URLs.
 
-    "log_odds" are those of all classes, one below the other, `round((x + 16) · 255 / 32)`; so is the "mask", 0 or 1, of
-    classes that overlap. An uncertainty is scaled to its "maximum": that of the entropy of so many classes, else the
-    largest value of the image.
+    "log_odds" is one image with the log odds x of all classes, one below the other, as `round((x + 16) · 255 / 32)`.
+    "mask" is an image of class indices; for classes that overlap, it has one mask of 0 and 1 per class, one below the
+    other. An uncertainty is scaled to its "maximum": for the entropy its largest possible value, otherwise the largest
+    value in the image.
     """
     overlap = prediction.mask.ndim == 3
     masks = np.moveaxis(prediction.mask.astype(np.uint8), -1, 0) if overlap else [prediction.mask]
@@ -125,7 +126,7 @@ def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, nu
 def _log_odds_levels(
     probabilities: Float[np.ndarray, "H W classes"], size: tuple[int, int]
 ) -> list[UInt8[np.ndarray, "h w"]]:
-    """Returns the log odds of each class in 256 levels, at a size."""
+    """Returns the log odds of each class in 256 levels, resized to `size`."""
     odds = log_odds(resize_nearest(probabilities, size))
     return list(np.moveaxis(np.round((odds + LOG_ODDS) * (255 / (2 * LOG_ODDS))).astype(np.uint8), -1, 0))
 
@@ -137,7 +138,7 @@ def log_odds(probabilities: Float[np.ndarray, "*pixels"]) -> Float[np.ndarray, "
 
 
 def mask_from(probabilities: Float[np.ndarray, "H W C"], index: int, threshold: float) -> UInt8[np.ndarray, "H W"]:
-    """Returns the mask in which a pixel is of class `index` from a probability on, and else of the likeliest other."""
+    """Returns class `index` where its probability is at least `threshold`, else the most probable other class."""
     others = np.delete(np.arange(probabilities.shape[-1]), index)
     likeliest = others[np.argmax(probabilities[..., others], axis=-1)]
     return np.where(probabilities[..., index] >= threshold, index, likeliest).astype(np.uint8)
@@ -152,7 +153,7 @@ def _url(kind: str, content: bytes) -> str:
 
 
 def _index(query: Mapping[str, str], key: str, count: int) -> int:
-    """Returns the number `key` of a request, default 0; raises ValueError unless it is one of 0 to count - 1."""
+    """Returns the integer `key` of a request, default 0; raises ValueError unless it is in [0, count)."""
     value = query.get(key, "0")
     if value not in map(str, range(count)):
         raise ValueError(f"{key}={value[:40]} must be an integer from 0 to {count - 1}")
@@ -160,7 +161,7 @@ def _index(query: Mapping[str, str], key: str, count: int) -> int:
 
 
 def _threshold(query: Mapping[str, str]) -> float | None:
-    """Returns the probability "threshold" of a request, None without one; raises ValueError if it is none."""
+    """Returns the "threshold" of a request, or None; raises ValueError if it is not a probability."""
     if (value := query.get("threshold")) is None:
         return None
     with contextlib.suppress(ValueError):
@@ -172,7 +173,7 @@ def _threshold(query: Mapping[str, str]) -> float | None:
 def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
     """Returns a server of the page; `serve_forever` runs it. It raises OSError if the port is taken.
 
-    A server of this machine answers no page of another origin: it checks the names of the host and of the origin.
+    A server on a local `host` refuses the requests of other web pages: it checks the headers Host and Origin.
     """
     lock, page = threading.Lock(), demo.page
 
@@ -230,7 +231,7 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
             return inference.png(mask if threshold is None else mask_from(probabilities, index, threshold))
 
         def _run(self, work: Callable[[], tuple[str, bytes]]) -> None:
-            """Sends the result of `work`, or its error as one line, with status 200: browsers log the others."""
+            """Sends the result of `work` or its error in one line, with status 200: browsers log other statuses."""
             try:
                 self._send(200, *work())
             except ValueError as error:  # also DataError
@@ -239,10 +240,10 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
                 self._fail(200, printable(" ".join(str(error).split())[:300] or "out of memory"))
 
         def _is_allowed(self) -> bool:
-            """Returns False, and sends an error, for a request that a page of another origin has sent."""
+            """Returns True, or sends an error and returns False if a page of another origin has sent the request."""
             name = self.headers.get("Host", "")
             origin = self.headers.get("Origin", f"http://{name}")
-            with contextlib.suppress(ValueError):  # of a name with a bracket or port that is none
+            with contextlib.suppress(ValueError):  # a malformed name or port
                 local = host not in _HOSTS or urllib.parse.urlsplit(f"//{name}").hostname in _HOSTS
                 if local and origin == f"http://{name}":
                     return True

@@ -39,8 +39,8 @@ def mask_overlay(
 ) -> Overlay:
     """Draws an image and its layers: prediction, truth, errors and uncertainties, at most `_WIDEST` pixels wide.
 
-    `maxima` are the uncertainties that have the lightest colour. Of two classes, the errors are the missed and the
-    false pixels of the rare one.
+    `maxima` has the value of each uncertainty at which its colour is lightest. With two classes, the errors are the
+    missed and the false pixels of the rare class.
     """
     tiles = inference.png(inference.example_tiles(image, truth, prediction, uncertainties, maxima, labels))
     shape = shown_shape(truth.shape)
@@ -79,12 +79,12 @@ def comparison_overlay(
 def _differences(
     right: Mapping[str, Bool[np.ndarray, "h w"]], differ: Bool[np.ndarray, "h w"]
 ) -> dict[str, Bool[np.ndarray, "h w"]]:
-    """Returns the pixels in which the predictions differ: of two, by which one is right."""
+    """Returns the pixels in which the predictions differ; of two predictions, also which one is right."""
     if len(right) != 2:
         return {"predictions differ": differ}
     (one, first), (other, second) = right.items()
     flags = {f"only {one} is right": first & ~second, f"only {other} is right": second & ~first}
-    return flags | {"they differ and both are wrong, or void": differ & ~first & ~second}
+    return flags | {"both are wrong and differ, or void": differ & ~first & ~second}
 
 
 def overlap_overlay(
@@ -101,7 +101,7 @@ def overlap_overlay(
     """Draws an image and its layers for classes that overlap: the page shows all classes, or one.
 
     The layers are each prediction, the truth, the errors of one prediction or the difference of several, and the
-    entropy, whose lightest colour is that of `maximum`.
+    entropy, whose lightest colour means `maximum`.
     """
     shape = shown_shape(truth.shape)
     small = resize_nearest(truth, shape)
@@ -156,7 +156,7 @@ def box_overlay(
     drawn: Mapping[str, UInt8[np.ndarray, "h w 3"]],
     legends: Mapping[str, Legend],
 ) -> Overlay:
-    """Draws an image, which was of another `size`, and layers of boxes on black, which is transparent."""
+    """Draws an image, resized from height and width `size`, and layers of boxes, whose black pixels are transparent."""
     layers = {
         kind: inference.png(np.dstack([boxes, 255 * boxes.any(axis=-1).astype(np.uint8)]))
         for kind, boxes in drawn.items()
@@ -170,18 +170,18 @@ def predictions_differ(masks: Sequence[Shaped[np.ndarray, "*shape"]]) -> Bool[np
 
 
 def shown_shape(shape: tuple[int, int]) -> tuple[int, int]:
-    """Returns the height and width on the page of an image of this height and width."""
+    """Returns the height and width at which the page shows an image of this height and width."""
     height, width = shape
     return max(1, round(height * min(1, _WIDEST / width))), min(width, _WIDEST)
 
 
 def shrunk(image: Shaped[np.ndarray, "H W C"], shape: tuple[int, int]) -> bytes:
-    """Returns the JPEG file of an image in this height and width."""
+    """Returns the JPEG file of an image, resized to this height and width."""
     return inference.jpeg(cv2.resize(inference.as_rgb(image), shape[::-1], interpolation=cv2.INTER_AREA))
 
 
 def _mask_layers(masks: Masks, labels: LabelSet) -> tuple[dict[str, bytes], dict[str, Legend]]:
-    """Returns a layer and a legend of the classes that occur per mask."""
+    """Returns one layer per mask, and one legend per mask with the classes that occur in it."""
     palette = overlay_palette(labels)  # black: void, and a background that is not tinted
     layers, legends = {}, {}
     for kind, mask in masks.items():
@@ -204,7 +204,7 @@ def _errors(
 
 
 def flag_layer(flags: Mapping[str, Bool[np.ndarray, "H W"]]) -> tuple[bytes, Legend]:
-    """Returns a layer with the pixels of each flag, at most three, in one colour, and its legend."""
+    """Returns a layer in which each flag, of at most three, has its own colour, and the legend."""
     colours = dict(zip(flags, _FLAGS, strict=False))
     layer = np.zeros((*next(iter(flags.values())).shape, 4), np.uint8)
     for name, where in flags.items():
@@ -227,8 +227,9 @@ def _heat_layer(
 def _values(size: tuple[int, int]) -> dict[str, Any]:
     """Returns what the page needs to find the values of a pixel in the layers of an image of this height and width.
 
-    Masks of one class per pixel are in "ids" (`_class_values`). Uncertainties are found by their colours, from 0 to the
-    "maxima" per layer, and classes that overlap are the parts of the layers "overlaps" that are not transparent.
+    The classes of masks with one class per pixel are in "ids" (`_class_values`). The page finds an uncertainty from its
+    colour: "colours" lists those from 0 to the layer's entry of "maxima". In the layers "overlaps", a pixel has each
+    class of "parts" whose layer is not transparent there.
     """
     return {"size": size, "masks": [], "maxima": {}, "colours": _HEAT.tolist(), "overlaps": [], "parts": []}
 

@@ -1,6 +1,6 @@
 """Trackers: TensorBoard, MLflow and Weights & Biases, which show the numbers and images of a run.
 
-`metrics.jsonl` has all numbers without them, so that a tracker that fails is dropped with one warning.
+`metrics.jsonl` has all numbers in any case, so a tracker that fails is dropped with one warning.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class Run(NamedTuple):
       workdir: its folder.
       start: the step of the checkpoint from which it continues, or 0.
       rows: lines of `metrics.jsonl` up to that step.
-      params: the config, flat.
+      params: values of the config by field name, such as `objective.gamma`.
       facts: its `provenance`.
     """
 
@@ -55,17 +55,17 @@ class Run(NamedTuple):
     facts: Mapping[str, Any] = {}
 
     def stored(self, tracker: str) -> str | None:
-        """Returns the identity of the run in `tracker` that an earlier start stored, or None."""
-        with contextlib.suppress(StorageError):  # none, or damaged
+        """Returns the ID of the run in `tracker` that an earlier start stored, or None."""
+        with contextlib.suppress(StorageError):  # the file is missing or damaged
             return read_json(self.workdir / f"{tracker}.json", {"run": str})["run"]
         return None
 
     def store(self, tracker: str, key: str) -> None:
-        """Stores the identity of the run in `tracker`, which the next start continues."""
+        """Stores the ID of the run in `tracker`, which the next start continues."""
         write_json(self.workdir / f"{tracker}.json", {"run": key})
 
     def tags(self) -> dict[str, str]:
-        """Returns command, code, versions, device and folder of the run, flat."""
+        """Returns command, code, versions, device and folder of the run by name."""
         tags = {"workdir": os.path.abspath(self.workdir)}
         for name, value in self.facts.items():
             flat = {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
@@ -82,16 +82,16 @@ class Tracker(Protocol):
     """A program that shows the numbers of a run; its constructor takes a `Run` and a function that prints a line."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds `values`, finite or infinite, at `step`; a value that the tracker has from before a kill is left out."""
+        """Adds `values`, which are not NaN, at `step`; values that the tracker has from before a kill are skipped."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a uint8 `[H, W, 3]` image."""
 
     def flush(self) -> None:
-        """Writes or sends what was added: before each checkpoint, and when nothing more is waiting."""
+        """Writes or sends what was added; called before each checkpoint and when the queue is empty."""
 
     def finish(self, status: Status) -> None:
-        """Writes or sends the rest, and the outcome of the run."""
+        """Writes or sends the remaining values and the outcome of the run."""
 
 
 class TensorBoard:
@@ -156,8 +156,8 @@ class TensorBoard:
 class MLflow:
     """A run of MLflow, at MLFLOW_TRACKING_URI or in `mlflow.db` and `mlartifacts/` of the workdir.
 
-    A resumed run continues it. Nothing can be deleted from it: values of steps after the checkpoint, which it has
-    already, are not added a second time.
+    A resumed run continues it. MLflow cannot delete values, so those that it already has from steps after the
+    checkpoint are not added again.
     """
 
     def __init__(self, run: Run, say: Callable[[str], None]):
@@ -170,7 +170,7 @@ class MLflow:
         folder = Path(os.path.abspath(run.workdir))
         local = None if mlflow.is_tracking_uri_set() else f"sqlite:///{folder / 'mlflow.db'}"
         if local and not (folder / "mlflow.db").exists():
-            # Creating the tables takes seconds, and MLflow refuses the database of a process that was killed meanwhile.
+            # Creating the tables takes seconds, and MLflow refuses a database whose creation was interrupted.
             (partial := folder / "mlflow.db.partial").unlink(missing_ok=True)
             mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments()
             partial.replace(folder / "mlflow.db")
@@ -196,7 +196,7 @@ class MLflow:
             self.scalars(step, values)
 
     def _experiment(self, folder: Path, local: str | None) -> str:
-        """Returns the identity of the experiment that MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME selects."""
+        """Returns the ID of the experiment that MLFLOW_EXPERIMENT_ID or MLFLOW_EXPERIMENT_NAME selects."""
         if key := os.environ.get("MLFLOW_EXPERIMENT_ID"):
             return key
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "segjax"
@@ -212,7 +212,7 @@ class MLflow:
         tags |= {"mlflow.source.name": tags.get("command", "segjax"), "mlflow.source.type": "LOCAL"}
         if "commit" in tags:
             tags["mlflow.source.git.commit"] = tags["commit"].removesuffix("-dirty")
-        # A parameter cannot change, so the value of a resumed run is a tag.
+        # MLflow cannot change a parameter, so a value that changed on resume becomes a tag.
         changes = {key: value for key, value in params.items() if key in before and before[key] != value}
         tags |= {f"{key} from step {run.start + 1}": value for key, value in changes.items()}
         new = [Param(key, value) for key, value in params.items() if key not in before]
@@ -239,7 +239,7 @@ class MLflow:
             self.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Sends an image, unless the scores of its step were there at the start."""
+        """Sends an image, unless MLflow already had the scores of its step at the start."""
         if step > max((last for key, last in self._newest.items() if key.startswith("eval/")), default=-1):
             self._client.log_image(self._run, image, key=_mlflow_name(name), step=step)
 
@@ -250,13 +250,13 @@ class MLflow:
             del self._metrics[:1000]
 
     def finish(self, status: Status) -> None:
-        """Sends the rest and the outcome."""
+        """Sends the remaining values and the outcome."""
         self.flush()
         self._client.set_terminated(self._run, status.upper())
 
 
 def _mlflow_name(name: str) -> str:
-    """Returns a name of a metric that MLflow accepts.
+    """Returns a name for a metric that MLflow accepts.
 
     >>> _mlflow_name("eval/iou/Sign (back), é")
     'eval/iou/Sign _back__ é'
@@ -267,15 +267,15 @@ def _mlflow_name(name: str) -> str:
 class WeightsAndBiases:
     """A run of Weights & Biases, with its files in `wandb/` of the workdir.
 
-    WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and wandb's other variables count. A resumed run continues it: online,
-    steps that the server has already are not sent a second time; offline, the new folder has all steps from the first.
+    WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and wandb's other variables apply. A resumed run continues it: online,
+    steps that the server already has are not sent again; offline, the new folder has all steps from the first.
     """
 
     def __init__(self, run: Run, say: Callable[[str], None]):
         import wandb
 
         offline = wandb.setup().settings.mode in ("offline", "dryrun", "disabled")
-        # It would ask for the key in the terminal.
+        # With prompt=True, wandb would ask for the key in the terminal.
         if not offline and not wandb.login(prompt=False):
             raise RuntimeError("not logged in; use wandb login, or WANDB_MODE=offline, which needs no account")
         key = run.stored("wandb") or uuid.uuid4().hex[:8]
@@ -293,7 +293,7 @@ class WeightsAndBiases:
             settings=wandb.Settings(console="off", silent=True, finish_timeout=seconds, finish_timeout_raises=True),
         )
         self._run.config.update({**run.params, "provenance": run.tags()}, allow_val_change=True)
-        # wandb writes its file in blocks and loses the last one when it is killed, so that offline nothing is sure.
+        # wandb writes its file in blocks and loses the last one in a kill, so offline all steps are logged again.
         self._last = -1 if offline else self._run.starting_step - 1
         where = shlex.join(["wandb", "sync", str(Path(self._run.dir).parent)]) if offline else self._run.url
         say(f"Weights & Biases: {where}{' uploads the run' * offline}")
@@ -313,7 +313,7 @@ class WeightsAndBiases:
         """Does nothing, because wandb's own process sends each line at once."""
 
     def finish(self, status: Status) -> None:
-        """Sends the rest and the outcome; a killed run counts as preempted."""
+        """Sends the remaining values and the outcome; wandb calls a killed run preempted."""
         if status == "killed":
             self._run.mark_preempting()
         self._run.finish(exit_code=int(status != "finished"))
@@ -333,7 +333,7 @@ class _Direct:
             warn(error)
 
     def send(self, call: Callable[[Tracker], None]) -> None:
-        """Calls `call`; after an error, as of a full disk, the tracker gets no more calls."""
+        """Calls `call`; after an error, such as a full disk, the tracker gets no more calls."""
         if self._tracker is None:
             return
         try:
@@ -381,7 +381,7 @@ class _Background:
             self._calls.put(call)
 
     def wait(self, seconds: float) -> None:
-        """Waits until all calls have ended; after `seconds` the tracker is given up."""
+        """Waits until all calls have ended; after `seconds` the tracker is dropped."""
         self._calls.put(None)
         if not self._over:
             self._thread.join(seconds)
@@ -422,7 +422,7 @@ class Trackers:
         self._send(lambda tracker: tracker.flush())
 
     def finish(self, status: Status) -> None:
-        """Finishes all trackers, and waits as long as `_WAIT`; raises StorageError if a bucket cannot be written."""
+        """Finishes all trackers, within `_WAIT[status]`; raises StorageError if a bucket cannot be written."""
         self._send(lambda tracker: tracker.finish(status))
         deadline = time.monotonic() + _WAIT[status]
         for link in self._links:
@@ -451,6 +451,6 @@ def check_trackers(names: Sequence[str], workdir: str | os.PathLike) -> None:
             raise ConfigError(message)
         if name in _EXTRAS and in_bucket(workdir):
             raise ConfigError(
-                f"the tracker {name} needs a workdir on this machine; got {os.fspath(workdir)}, in which only "
-                "tensorboard can write"
+                f"the tracker {name} needs a workdir on this machine; got {os.fspath(workdir)}; use a "
+                "local folder, or the tracker tensorboard"
             )

@@ -85,7 +85,7 @@ def test_group_runs_puts_ensembles_of_one_config_in_one_group():
         ),
         (
             [run("r/a"), run("r/b", multilabel=True)],
-            "r/b and r/a cannot be compared: the one has classes that overlap, the other one class per pixel",
+            "r/b and r/a cannot be compared: the first has classes that overlap, the second one class per pixel",
         ),
         (
             [run("r/a", box_classes=("road",)), run("r/b", box_classes=("debris",))],
@@ -106,7 +106,7 @@ def test_check_same_images_names_the_runs_and_the_way_out():
         setattr(Images, attribute, "a")
     groups = group_runs([run("r/a"), run("r/b", gamma=0.0)])
     check_same_images(groups, {"r/a": Images([1, 2]), "r/b": Images([3, 4])}, "val")
-    with pytest.raises(ConfigError, match="r/b and r/a have other images in val, 1 and 2; add --split=NAME"):
+    with pytest.raises(ConfigError, match="r/b and r/a have different images in val, 1 and 2; add --split=NAME"):
         check_same_images(groups, {"r/a": Images([1, 2]), "r/b": Images([3])}, "val")
 
 

@@ -85,7 +85,7 @@ def test_comparison_overlay_of_two_shows_which_one_is_right():
     assert list(found.layers) == ["first", "second", "truth", "difference"]
     names = {tuple(map(int, colour[4:-1].split(","))): name for name, colour in found.legends["difference"].items()}
     shown = [names[tuple(pixel[:3])] if pixel[3] else "" for pixel in decoded(found.layers["difference"])[0].tolist()]
-    both = "they differ and both are wrong, or void"
+    both = "both are wrong and differ, or void"
     assert shown == ["", "only second is right", both, "only first is right", both]
 
 
