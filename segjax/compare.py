@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("split", None, "Split to score; default: data.eval_split of the first run.")
     flags.DEFINE_string("output", "comparison", "Folder for comparison.html and its other files.")
-    cli.define_number("images", 8, COUNT_OR_ZERO, "Number of images to show: those whose mean IoU differs most.")
+    cli.define_number("images", 8, COUNT_OR_ZERO, "Number of images to show: those whose scores differ most.")
     cli.define_data_fields("config")
     cli.define_overwrite()
     cli.run(main, required=[])

@@ -47,13 +47,13 @@ def main(argv: list[str]) -> None:
 
 
 def _predictors(run: TrainedRun) -> tuple[list[inference.Predictor], dict[str, str], list[str]]:
-    """Returns the default predictor and one per stored guarantee of a mask, names and texts of these, and notes."""
+    """Returns the default predictor and one per stored guarantee, the texts of the guarantees by name, and notes."""
     options = _options(run)
     scaling, note = stored_scaling(run, options) if FLAGS.calibrated else (None, "")
     predictors, texts = [run.predictor(_options(run, scaling=scaling), probabilities=True)], {}
     calibration, _ = calibration_of(run)
     stored = [one for one in (calibration["guarantees"] if calibration else []) if one["risk"] == "fnr"]
-    for one in [] if options.non_default() else stored:  # a guarantee is of the default options
+    for one in [] if options.non_default() else stored:  # a guarantee holds for the default options only
         fields, _, text = guaranteed_mask(run, one["level"], run.label_set.names.index(one["class"]))
         predictors.append(run.predictor(_options(run, scaling=scaling, **fields), probabilities=True))
         texts[f"at most {one['level']:.4g} of {one['class']} missed"] = text

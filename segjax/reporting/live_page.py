@@ -1,4 +1,4 @@
-"""The page of a run while it trains, from its log; the training curves of `segjax report` are the same."""
+"""The page of a run while it trains, built from its log; `segjax report` has the same training curves."""
 
 import base64
 import math
@@ -64,11 +64,11 @@ def live_report(
 
     Args:
       log: the log by key.
-      progress: how far the run is.
+      progress: progress of the run.
       examples: `examples_picture` of the last evaluation.
       title: heading.
       workdir: folder of the run.
-      fields: (field, value, default) of the config's fields that are not at their default.
+      fields: (field, value, default) of each config field that is not at its default.
       facts: provenance.
     """
     per_class = _keys_per_class(log)
@@ -138,7 +138,7 @@ def training_sections(
     `evaluated` are keys of the log by the names of their lines. `per_class` has the name, title and caption of one more
     chart, and the keys of its lines.
     """
-    loss_caption = "Loss of the training batches, with its running mean on top where it is long, and in evaluation."
+    loss_caption = "Loss of the training batches, with its running mean if the run is long, and loss in evaluation."
     name, title, caption, classes = per_class
     scores, rates = logged(log, evaluated), logged(log, {"learning rate": "train/learning_rate"})
     plots = (

@@ -130,8 +130,8 @@ class Section(NamedTuple):
 class Progress(NamedTuple):
     """Progress of a run for its page.
 
-    The page loads itself again every `refresh` seconds, and it says so if it was `written`, in seconds since 1970, many
-    times as long ago. `refresh` is None after the run's end.
+    The page reloads itself every `refresh` seconds, and shows its age if that is many times as long. `written` is the
+    time of writing in seconds since 1970. `refresh` is None after the end of the run.
     """
 
     text: str
@@ -144,8 +144,8 @@ class Progress(NamedTuple):
 class Report(NamedTuple):
     """A question, the measurements that answer it, and their provenance.
 
-    `text` gives the question and the method in a few sentences, `facts` the provenance by name, such as command, commit
-    and versions; its values may be mappings. `progress` is that of a run that is not finished.
+    `text` has the question and the method in a few sentences. `facts` has the provenance by name, such as command,
+    commit and versions; its values may be mappings. `progress` is None unless the report is the live page of a run.
     """
 
     title: str
