@@ -33,6 +33,11 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise
+        if error.errno == errno.EACCES:
+            raise app.UsageError(
+                f"--port={FLAGS.port} cannot be served on ({error.strerror}): ports below 1024 may need a privilege; "
+                "use a higher one"
+            ) from error
         raise app.UsageError(
             f"--host={FLAGS.host} cannot be served on ({error.strerror}); use 127.0.0.1, for this machine only, or "
             "0.0.0.0, for all who reach it"

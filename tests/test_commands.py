@@ -3,6 +3,7 @@
 Training, the first prediction and the export run as processes of their own, the others in this process.
 """
 
+import errno
 import json
 import re
 import shlex
@@ -400,6 +401,24 @@ def test_demo_names_a_host_that_is_not_of_this_machine(run, run_command, host):
     status, printed, error = run_command("demo", f"--checkpoint={run[0]}", f"--host={host}", "--port=0")
     assert (status, printed) == (1, "")
     assert re.match(rf"error: --host={re.escape(host)} cannot be served on \(.*\); use 127\.0\.0\.1", error)
+
+
+@pytest.mark.slow
+def test_demo_names_a_port_that_needs_a_privilege(run, run_command, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("segjax.reporting.demo_page.make_server", refuse)
+    status, _, error = run_command("demo", f"--checkpoint={run[0]}", "--port=80")
+    assert status == 1
+    assert error.startswith("error: --port=80 cannot be served on (Permission denied): ports below 1024")
+
+
+@pytest.mark.slow
+def test_demo_names_an_empty_host(run, run_command):
+    status, _, error = run_command("demo", f"--checkpoint={run[0]}", "--host=")
+    assert status == 1
+    assert error.startswith("error: --host= is empty; use 127.0.0.1, for this machine only, or 0.0.0.0")
 
 
 @pytest.mark.slow
