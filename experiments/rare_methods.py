@@ -46,13 +46,14 @@ COLUMNS = {
     f"recall at precision {PRECISION:g}": "recall",
     "ECE": "expected_calibration_error",
 }
+LOWEST = "lowest AP of a seed"
 QUESTION = (
     "Each method trains the same network for the same steps, on the same batches unless it samples images. Nothing "
     "is tuned. Scores are of the rare classes, their mean if there are several: average precision (one class against "
     "the rest), IoU of the likeliest class, and the "
     f"highest recall at a precision of at least {PRECISION:g}, 0 if no threshold has it. ECE is of the likeliest class "
     "of all pixels. Two methods are tied if their difference in average precision is at most two standard errors over "
-    "the seeds; a method with one seed is taken to vary like the others."
+    "the seeds. A method with fewer seeds than cross entropy has no rank."
 )
 
 
@@ -142,18 +143,15 @@ def by_method(cells: Sequence[Cell], results: Mapping[str, dict[str, Any]]) -> d
 def ranks(values: Mapping[str, Spread]) -> dict[str, int]:
     """Returns the rank of each method: 1 plus the number of methods that are better by more than two standard errors.
 
-    The standard error is that of the difference of two means. The deviation of a method with one seed is taken to be
-    that of the others, the root of the mean of their variances. If all have one seed, the values decide.
+    The standard error is that of the difference of two means. One seed has none, and the values decide.
 
     >>> a, b, c = Spread((0.5, 0.6)), Spread((0.5, 0.62)), Spread((0.1, 0.1))
     >>> ranks({"a": a, "b": b, "c": c})
     {'a': 1, 'b': 1, 'c': 3}
     """
-    variances = [one.std**2 for one in values.values() if len(one.values) > 1]
-    typical = float(np.mean(variances)) if variances else 0.0
 
     def error(one: Spread) -> float:
-        return (one.std**2 if len(one.values) > 1 else typical) / len(one.values)
+        return 0.0 if math.isnan(one.std) else one.std**2 / len(one.values)
 
     def better(one: Spread, other: Spread) -> bool:
         return one.mean - other.mean > 2 * math.sqrt(error(one) + error(other))
@@ -161,16 +159,23 @@ def ranks(values: Mapping[str, Spread]) -> dict[str, int]:
     return {name: 1 + sum(better(other, one) for other in values.values()) for name, one in values.items()}
 
 
+def ranked(table: Mapping[str, dict[str, Spread]]) -> dict[str, dict[str, Spread]]:
+    """Returns the methods of one data set that have as many seeds as the baseline."""
+    count = len(table[BASELINE]["average_precision"].values)
+    return {method: values for method, values in table.items() if len(values["average_precision"].values) >= count}
+
+
 def mean_ranks(tables: Mapping[str, dict[str, dict[str, Spread]]]) -> dict[str, tuple[dict[str, int], float]]:
     """Returns the ranks of each method by data set and their mean, best first; of methods that all data sets have."""
-    per_data = {
-        data: ranks({method: values["average_precision"] for method, values in table.items()})
-        for data, table in tables.items()
-    }
-    shared = [method for method in next(iter(tables.values())) if all(method in table for table in tables.values())]
+    per_data = {data: _precision_ranks(table) for data, table in tables.items()}
+    shared = [method for method in next(iter(tables.values())) if all(method in each for each in per_data.values())]
     found = {method: {data: per_data[data][method] for data in tables} for method in shared}
     means = {method: (places, sum(places.values()) / len(places)) for method, places in found.items()}
     return dict(sorted(means.items(), key=lambda item: item[1][1]))
+
+
+def _precision_ranks(table: Mapping[str, dict[str, Spread]]) -> dict[str, int]:
+    return ranks({method: values["average_precision"] for method, values in ranked(table).items()})
 
 
 def sections(tables: Mapping[str, dict[str, dict[str, Spread]]]) -> tuple[Section, ...]:
@@ -188,16 +193,23 @@ def sections(tables: Mapping[str, dict[str, dict[str, Spread]]]) -> tuple[Sectio
     columns = ("method", "mean rank", *(f"rank, {data}" for data in tables), *(f"AP, {data}" for data in tables))
     found = [Section("All data sets", "", (Table("Ranks by average precision; ties share a rank", columns, lines),))]
     for data, table in tables.items():
-        places = ranks({method: values["average_precision"] for method, values in table.items()})
+        places = _precision_ranks(table)
         order = sorted(table, key=lambda method: -table[method]["average_precision"].mean)
-        lines = [(method, places[method], *(table[method][key] for key in COLUMNS.values())) for method in order]
+        lines = [
+            (
+                method,
+                places.get(method),
+                *(table[method][key] for key in COLUMNS.values()),
+                min(table[method]["average_precision"].values),
+            )
+            for method in order
+        ]
+        columns = ("method", "rank", *COLUMNS, LOWEST)
         title = f"{data}: {', '.join(RARE[data])}"
         drawn = dots({method: table[method]["average_precision"].values for method in order}, title=title, x="AP")
         picture = Picture(data, f"{title}: average precision of each seed, and larger their mean.", png(drawn))
-        highest, lowest = tuple(name for name in COLUMNS if name != "ECE"), ("ECE",)
-        found.append(
-            Section(data, "", (Table(title, ("method", "rank", *COLUMNS), lines, highest, lowest),), (picture,))
-        )
+        highest, lowest = (*(name for name in COLUMNS if name != "ECE"), LOWEST), ("ECE",)
+        found.append(Section(data, "", (Table(title, columns, lines, highest, lowest),), (picture,)))
     return tuple(found)
 
 
@@ -206,12 +218,14 @@ def answer(tables: Mapping[str, dict[str, dict[str, Spread]]]) -> str:
     (best, (_, rank)), *_ = mean_ranks(tables).items()
     sentences = [f"Over the data sets, {best} ranks best, with a mean rank of {rank:.1f}."]
     for data, table in tables.items():
-        places = ranks({method: values["average_precision"] for method, values in table.items()})
+        places, whole = _precision_ranks(table), ranked(table)
         first = [method for method, place in places.items() if place == 1]
         better = sum(place < places[BASELINE] for place in places.values())
+        surest = max(whole, key=lambda method: min(whole[method]["average_precision"].values))
         sentences.append(
-            f"{data}: of {len(table)} methods {better} rank above cross entropy, which has rank {places[BASELINE]}. "
-            f"The best, or tied with it: {'; '.join(first)}."
+            f"{data}: of {len(places)} methods {better} rank above cross entropy, which has rank {places[BASELINE]}. "
+            f"The best, or tied with it: {'; '.join(first)}. {surest} has the best lowest seed, "
+            f"{min(whole[surest]['average_precision'].values):.3f}."
         )
     return " ".join(sentences)
 
