@@ -215,8 +215,11 @@ def sections(tables: Mapping[str, dict[str, dict[str, Spread]]]) -> tuple[Sectio
 
 def answer(tables: Mapping[str, dict[str, dict[str, Spread]]]) -> str:
     """Returns the finding: the best methods, and how many are better or worse than the baseline on each data set."""
-    (best, (_, rank)), *_ = mean_ranks(tables).items()
-    sentences = [f"Over the data sets, {best} ranks best, with a mean rank of {rank:.1f}."]
+    means = {method: mean for method, (_, mean) in mean_ranks(tables).items()}
+    lowest = min(means.values())
+    best = [method for method, mean in means.items() if mean == lowest]
+    verb = "ranks" if len(best) == 1 else "rank"
+    sentences = [f"Over the data sets, {'; '.join(best)} {verb} best, with a mean rank of {lowest:.1f}."]
     for data, table in tables.items():
         places, whole = _precision_ranks(table), ranked(table)
         first = [method for method, place in places.items() if place == 1]

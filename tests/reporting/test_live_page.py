@@ -120,8 +120,8 @@ def test_live_page_loads_itself_again_until_the_run_has_ended_and_keeps_its_plac
         opened.evaluate("scrollTo(0, 700)")
         write(page, [*ROWS, *SCORED, {"step": 5, "train/loss": 0.1}], 1)
         opened.wait(f"{steps} === 5")
-        assert opened.evaluate("scrollY") == 700
-        assert opened.evaluate("document.querySelector('[data-name=scores] .legend button').ariaPressed") == "false"
+        opened.wait("scrollY === 700")  # the script of the page may not have run yet
+        opened.wait("document.querySelector('[data-name=scores] .legend button').ariaPressed === 'false'")
         write(page, [*ROWS, *SCORED, {"step": 6, "train/loss": 0.1}], None)
         opened.wait("!document.body.dataset.refresh")
         opened.evaluate("window.mark = 1")
