@@ -127,6 +127,11 @@ def make_cells(data: str, seeds: Sequence[int] | None = None, steps: int | None 
     return grid.make_cells(base, rare_methods.get_rows(data), seeds or rare_methods.get_seeds(data))
 
 
+def of_methods(cells: Sequence[Cell], methods: Sequence[str]) -> list[Cell]:
+    """Returns the cells of `methods`; all cells if none is given."""
+    return [cell for cell in cells if not methods or cell.row in methods]
+
+
 def by_method(cells: Sequence[Cell], results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Spread]]:
     """Returns the scores in `COLUMNS` of each method over its finished cells on one data set."""
     found: dict[str, list[dict[str, float]]] = {}
@@ -268,7 +273,7 @@ def main(argv: list[str]) -> None:
             say(f"imported {imported} cells of {data} from {file}", console)
     if not options.only_report:
         for data in options.data:
-            wanted = [cell for cell in cells[data] if not options.method or cell.row in options.method]
+            wanted = of_methods(cells[data], options.method)
             if options.processes > 1:
                 command = ["-m", "experiments.rare_methods", f"--data={data}", f"--workdir={folder}"]
                 command += [f"--seed={seed}" for seed in options.seed or ()]

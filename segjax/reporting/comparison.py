@@ -144,9 +144,7 @@ def _names(groups: Sequence[tuple[TrainedRun, ...]]) -> list[str]:
 def _common_beginning(names: Sequence[str]) -> str:
     letters = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*names, strict=False))
     beginning = "".join(each[0] for each in letters)
-    if all(
-        name[len(beginning) :][:1].isdigit() for name in names
-    ):  # it may end within a number, as of run_10 and run_11
+    if all(name[len(beginning) :][:1].isdigit() for name in names):  # within a number, as of run_10 and run_11
         beginning = beginning.rstrip("0123456789")
     return beginning.rstrip("_-./ ")
 

@@ -33,7 +33,7 @@ from segjax.trained_run import TrainedRun
 LARGEST = 200 * 2**20
 """Largest image file in bytes."""
 MOST_PIXELS = 50_000_000
-"""Largest image in pixels; its prediction needs about 40 bytes per pixel."""
+"""Largest image in pixels, so that a small file cannot take all memory."""
 _SHOWN = 1280  # longer side of an image on the page, in pixels
 LOG_ODDS = 16.0
 """The log odds are sent as 256 values between -16 and 16."""

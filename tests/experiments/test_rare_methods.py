@@ -137,6 +137,13 @@ def test_build_report_ranks_over_the_data_sets():
     assert camvid.rows[-1][:2] == (BASELINE, len(camvid.rows))
 
 
+def test_of_methods_keeps_all_seeds_of_the_methods():
+    cells = experiment.make_cells("camvid", (0, 1))
+    chosen = {(cell.row, cell.config.seed) for cell in experiment.of_methods(cells, ["focal", "prior"])}
+    assert chosen == {("prior", 0), ("prior", 1), ("focal", 0), ("focal", 1)}
+    assert experiment.of_methods(cells, []) == cells
+
+
 def test_method_with_fewer_seeds_than_the_baseline_has_no_rank():
     cells, results = made_up("road_debris", lambda row: {"focal": 0.9, BASELINE: 0.8}.get(row, 0.5))
     del results[cells[0].name.replace("cross_entropy", "focal")]
