@@ -308,6 +308,9 @@ def _required_dir(data_config: Any, content: str) -> Path:
     if root is None:
         variable = f"$SEGJAX_{data_config.name.upper()}_DIR"
         raise DataError(f"{data_config.name}: set config.data.manual_dir or {variable} to its {content}")
+    if not root.exists():  # the data of a trained run may have moved
+        way_out = f"name the folder of its {content} with --config.data.manual_dir=FOLDER"
+        raise DataError(f"{data_config.name}: {root.absolute()} does not exist; {way_out}")
     return root
 
 

@@ -197,6 +197,13 @@ def test_open_split_folder_without_path_or_class_names(config, monkeypatch):
         open_split(config("folder"), "train")
 
 
+def test_open_split_moved_folder_names_the_field(config, tmp_path):
+    moved = config("folder", class_names=NAMES, manual_dir=str(tmp_path / "moved"))
+    expected = r"folder: /.*moved does not exist; name the folder of its images and masks with --config.data.manual_dir"
+    with pytest.raises(DataError, match=expected):
+        open_split(moved, "train")
+
+
 # A grey scene with one red rectangle and its mask per image, of 48x64 pixels; the fields are those of folder_unet.
 CASES = Path(__file__).parent / "cases"
 DEFAULTS = {"class_names": ("background", "object"), "mask_values": (0, 255)}
