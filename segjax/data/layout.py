@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
@@ -22,7 +22,6 @@ from segjax.data.io import (
 from segjax.data.pairs import Pair, match
 from segjax.data.splits import (
     DEFAULT_OPTIONS,
-    SPLIT_WORD,
     SPLIT_WORDS,
     SPLITS,
     FolderOptions,
@@ -31,19 +30,10 @@ from segjax.data.splits import (
     find_lists,
     hold_out,
     read_lists,
+    words_of,
 )
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".mat")
-
-_IMAGES = "images?|imgs?|photos?|pictures?|jpegimages|leftimg8bit|volume"
-_MASKS = (
-    "masks?|labels?|annotations?|annots?|ann|gts?|groundtruths?|gtfine|gtcoarse|targets?|segmentations?|segs?"
-    "|segmentationclass|(1st|2nd)?manual[12]?|(1st|2nd)(ho|manual)"
-)
-# A name of a folder without spaces, hyphens and underscores in small letters: "trainannot", "1stmanual", "imgdir".
-_FOLDER_NAME = re.compile(
-    rf"(?P<before>{SPLIT_WORD})?((?P<images>{_IMAGES})|(?P<masks>{_MASKS}))?(?P<after>{SPLIT_WORD})?(data)?(set|dir)?"
-)
 
 _CLASS_FILE = re.compile(
     r"(^|/)(class_dict|classes|label_colou?rs|labels|labelmap|colormap)\.(csv|txt)$", re.IGNORECASE
@@ -173,10 +163,8 @@ def _refuse_without_masks(root: Path, images: list[_File], per_class: str) -> No
 
 def _way_to_overlap(root: Path, images: Collection[str], masks: dict[str, _File], options: FolderOptions) -> str:
     """Returns the way out for one mask per class and image, as "masks/rust/1.png"; "" for other masks."""
-    from segjax.data.multilabel import find_pattern  # not for training
-
     folders = {each.folder_name for each in masks.values() if each.role}
-    found = None if options.masks or len(folders) > 1 else find_pattern(images, masks)
+    found = None if options.masks or len(folders) > 1 else _find_pattern(images, masks)
     if found is None:
         return ""
     return (
@@ -184,6 +172,47 @@ def _way_to_overlap(root: Path, images: Collection[str], masks: dict[str, _File]
         f"--config.data.class_names=\"{found[1]}\" --config.data.masks='{'/'.join([*folders, found[0]])}' "
         f"--config.data.manual_dir='{root}'"
     )
+
+
+def _find_pattern(images: Collection[str], masks: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
+    """Returns the pattern of the names of masks that have a class beside the name of an image, and the classes.
+
+    It is None if not all masks have one pattern, or only one class.
+
+    >>> _find_pattern(["1", "2"], ["rust/1", "rust/2", "crack/1", "crack/2"])
+    ('{class}/{stem}', ('crack', 'rust'))
+    >>> _find_pattern(["1"], ["1_rust", "1_crack"])
+    ('{stem}_{class}', ('crack', 'rust'))
+    """
+    found: dict[str, list[str]] = {}
+    for name in masks:
+        for pattern, word in _with_class(name, images):
+            found.setdefault(pattern, []).append(word)
+    pattern = max(found, key=lambda pattern: len(found[pattern]), default="")
+    words = found.get(pattern, [])
+    if len(words) < len(masks) or len(set(words)) < 2 or any(words_of(word)[1] for word in words):
+        return None
+    return pattern, tuple(sorted(set(words)))
+
+
+def _with_class(name: str, stems: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yields the patterns in which the name of a mask is a stem and a class, each with the class.
+
+    >>> list(_with_class("rust/1_mask", ["1"]))
+    [('{class}/{stem}_mask', 'rust')]
+    """
+    (first, _, rest), (folder, _, last) = name.partition("/"), name.rpartition("/")
+    if rest in stems:
+        yield "{class}/{stem}", first
+    if folder in stems:
+        yield "{stem}/{class}", last
+    for affix in _affixes_of(name):
+        text, (first, _, rest) = affix.before + affix.after, (affix.stem(name) or "").partition("/")
+        word = text.strip("_-. ")
+        if affix.stem(name) in stems:
+            yield affix.pattern.replace(text, text.replace(word, "{class}")), word
+        elif rest in stems:
+            yield f"{{class}}/{affix.pattern}", first
 
 
 def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:
@@ -207,19 +236,6 @@ def _parse(path: str, pattern: re.Pattern | None = None) -> _File | None:
         else:
             others.append(folder)
     return _File(path, split, role, where, "/".join([*others, name]))
-
-
-def words_of(name: str) -> tuple[str | None, str | None]:
-    """Returns the split and the role in the name of a folder.
-
-    >>> words_of("trainannot"), words_of("JPEGImages"), words_of("valid"), words_of("day 1")
-    (('train', 'masks'), (None, 'images'), ('val', None), (None, None))
-    """
-    fit = _FOLDER_NAME.fullmatch(re.sub("[ _-]", "", name).lower())
-    if not fit or (fit["before"] and fit["after"]):
-        return None, None
-    role = "images" if fit["images"] else "masks" if fit["masks"] else None
-    return SPLIT_WORDS.get(fit["before"] or fit["after"]), role
 
 
 def _select(paths: list[str], options: FolderOptions) -> tuple[list[_File], list[_File], dict[str, list[str]]]:
@@ -342,7 +358,7 @@ def _masks_beside(files: list[_File]) -> list[_File]:
     """Returns the masks beside images: `a_mask.png` or `mask_a.png` by a word for masks, or else `a.png` of `a.jpg`."""
     stems: dict[str | None, set[str]] = {}
     for each in files:
-        its_images = [affix.stem(each.name) for affix in affixes_of(each.name) if affix.role == "images"]
+        its_images = [affix.stem(each.name) for affix in _affixes_of(each.name) if affix.role == "images"]
         stems.setdefault(each.split, set()).update([each.name, *its_images])
     affixes = [(each, _affix_of(each.name, stems[each.split])) for each in files]
     masks = [each for each, affix in affixes if affix and affix.role == "masks"]
@@ -381,10 +397,10 @@ class _Affix(NamedTuple):
         return name[:start] + own[before:end]
 
 
-def affixes_of(name: str) -> list[_Affix]:
+def _affixes_of(name: str) -> list[_Affix]:
     """Returns the ends of a name from each separator on, then its beginnings up to each; the shortest come first.
 
-    >>> [affix.pattern for affix in affixes_of("a/ulm_1_ids")]
+    >>> [affix.pattern for affix in _affixes_of("a/ulm_1_ids")]
     ['{stem}_ids', '{stem}_1_ids', 'ulm_{stem}', 'ulm_1_{stem}']
     """
     own = PurePosixPath(name).name
@@ -395,12 +411,12 @@ def affixes_of(name: str) -> list[_Affix]:
 
 
 def _affix_of(name: str, stems: set[str], key: Callable[[str], str] = str) -> _Affix | None:
-    """Returns the first of the `affixes_of` without which the name is one of the stems.
+    """Returns the first of the `_affixes_of` without which the name is one of the stems.
 
     >>> _affix_of("a/1_2_mask", {"a/1", "a/1_2"}).after, _affix_of("img_1", {"1"}).before, _affix_of("1_2", {"1"})
     ('_mask', 'img_', None)
     """
-    return next((affix for affix in affixes_of(name) if key(affix.stem(name)) in stems), None)
+    return next((affix for affix in _affixes_of(name) if key(affix.stem(name)) in stems), None)
 
 
 def _by_split(
@@ -543,7 +559,7 @@ def _shared_affixes(names: Iterable[str], key: Callable[[str], str] = str) -> li
     ['{stem}_left', 'img_{stem}']
     """
     names = list(names)
-    counts = _count_by_key((affix for name in names for affix in affixes_of(name)), key)
+    counts = _count_by_key((affix for name in names for affix in _affixes_of(name)), key)
     frequent = [affix for affix, count in counts.items() if 2 * count > len(names)]
     return [affix for affix in frequent if len({key(affix.stem(name, key) or name) for name in names}) == len(names)]
 

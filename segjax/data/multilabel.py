@@ -1,7 +1,7 @@
 """Classes that overlap: one mask per class and image, joined to labels that are combinations of classes."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, UInt8
 
 from segjax.data.io import DataError
 from segjax.data.labels import UNDEFINED, VOID, LabelSet, count_ids
-from segjax.data.layout import affixes_of, find_layout, words_of
+from segjax.data.layout import find_layout
 from segjax.data.pairs import Example, FolderSource, Source, refuse_all_bad
 from segjax.data.splits import FolderOptions
 
@@ -25,47 +25,6 @@ def class_options(options: FolderOptions, name: str) -> FolderOptions:
         expected = f"a pattern with {{class}} and {{stem}} once each with config.data.multilabel, such as {PATTERN!r}"
         raise DataError(f"config.data.masks: expected {expected}; got {pattern!r}")
     return options._replace(masks=pattern.replace("{class}", name))
-
-
-def find_pattern(images: Collection[str], masks: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
-    """Returns the pattern of the names of masks that have a class beside the name of an image, and the classes.
-
-    It is None if not all masks have one pattern, or only one class.
-
-    >>> find_pattern(["1", "2"], ["rust/1", "rust/2", "crack/1", "crack/2"])
-    ('{class}/{stem}', ('crack', 'rust'))
-    >>> find_pattern(["1"], ["1_rust", "1_crack"])
-    ('{stem}_{class}', ('crack', 'rust'))
-    """
-    found: dict[str, list[str]] = {}
-    for name in masks:
-        for pattern, word in _with_class(name, images):
-            found.setdefault(pattern, []).append(word)
-    pattern = max(found, key=lambda pattern: len(found[pattern]), default="")
-    words = found.get(pattern, [])
-    if len(words) < len(masks) or len(set(words)) < 2 or any(words_of(word)[1] for word in words):
-        return None
-    return pattern, tuple(sorted(set(words)))
-
-
-def _with_class(name: str, stems: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yields the patterns in which the name of a mask is a stem and a class, each with the class.
-
-    >>> list(_with_class("rust/1_mask", ["1"]))
-    [('{class}/{stem}_mask', 'rust')]
-    """
-    (first, _, rest), (folder, _, last) = name.partition("/"), name.rpartition("/")
-    if rest in stems:
-        yield "{class}/{stem}", first
-    if folder in stems:
-        yield "{stem}/{class}", last
-    for affix in affixes_of(name):
-        text, (first, _, rest) = affix.before + affix.after, (affix.stem(name) or "").partition("/")
-        word = text.strip("_-. ")
-        if affix.stem(name) in stems:
-            yield affix.pattern.replace(text, text.replace(word, "{class}")), word
-        elif rest in stems:
-            yield f"{{class}}/{affix.pattern}", first
 
 
 def layout_notes(root: Path, names: Sequence[str], options: FolderOptions) -> list[str]:

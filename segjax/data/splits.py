@@ -1,4 +1,4 @@
-"""Splits of a folder: by text files, or held out, in folds and by groups; and the options that select them."""
+"""Splits of a folder: by names of folders, by text files, or held out, in folds and by groups; and their options."""
 
 import hashlib
 import re
@@ -14,6 +14,16 @@ SPLIT_WORDS = {word: split for split, words in SPLITS.items() for word in words.
 """Split of each name."""
 SPLIT_WORD = "|".join(SPLIT_WORDS)
 """Pattern of such a name."""
+
+_IMAGES = "images?|imgs?|photos?|pictures?|jpegimages|leftimg8bit|volume"
+_MASKS = (
+    "masks?|labels?|annotations?|annots?|ann|gts?|groundtruths?|gtfine|gtcoarse|targets?|segmentations?|segs?"
+    "|segmentationclass|(1st|2nd)?manual[12]?|(1st|2nd)(ho|manual)"
+)
+# A name of a folder without spaces, hyphens and underscores in small letters: "trainannot", "1stmanual", "imgdir".
+_FOLDER_NAME = re.compile(
+    rf"(?P<before>{SPLIT_WORD})?((?P<images>{_IMAGES})|(?P<masks>{_MASKS}))?(?P<after>{SPLIT_WORD})?(data)?(set|dir)?"
+)
 
 
 @runtime_checkable
@@ -57,6 +67,19 @@ def check_options(options: FolderOptions) -> None:
         raise DataError(f"config.data.fold = {options.fold} needs config.data.folds, the number of folds")
     if options.folds == 1:
         raise DataError("config.data.folds must be at least 2, or 0 for a single split; got 1")
+
+
+def words_of(name: str) -> tuple[str | None, str | None]:
+    """Returns the split and the role in the name of a folder.
+
+    >>> words_of("trainannot"), words_of("JPEGImages"), words_of("valid"), words_of("day 1")
+    (('train', 'masks'), (None, 'images'), ('val', None), (None, None))
+    """
+    fit = _FOLDER_NAME.fullmatch(re.sub("[ _-]", "", name).lower())
+    if not fit or (fit["before"] and fit["after"]):
+        return None, None
+    role = "images" if fit["images"] else "masks" if fit["masks"] else None
+    return SPLIT_WORDS.get(fit["before"] or fit["after"]), role
 
 
 def compile_pattern(text: str, field: str, key: str = "stem") -> re.Pattern | None:
