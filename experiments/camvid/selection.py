@@ -77,6 +77,7 @@ ROWS: Rows = {
     "multiscale, learning rate 4e-3": _MULTISCALE | _schedule(rate=4e-3),
     "multiscale, width 32, depth 3": _MULTISCALE | _WIDE,
     "multiscale, Lovász": _MULTISCALE | {"objective.region": "lovasz"},
+    "multiscale, Lovász, group norm": _MULTISCALE | {"objective.region": "lovasz", "model.norm": "group"},
     "multiscale, boundary factor 6": _MULTISCALE | {"objective.boundary_factor": 6.0},
     "multiscale, labels at twice the size": _MULTISCALE | {"data.label_scale": 2},
     "multiscale, width 32, depth 3, Lovász": _MULTISCALE | _WIDE | {"objective.region": "lovasz"},
