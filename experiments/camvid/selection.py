@@ -79,11 +79,7 @@ ROWS: Rows = {
     "multiscale, Lovász": _MULTISCALE | {"objective.region": "lovasz"},
     "multiscale, Lovász, group norm": _MULTISCALE | {"objective.region": "lovasz", "model.norm": "group"},
     "multiscale, boundary factor 6": _MULTISCALE | {"objective.boundary_factor": 6.0},
-    "multiscale, labels at twice the size": _MULTISCALE | {"data.label_scale": 2},
     "multiscale, width 32, depth 3, Lovász": _MULTISCALE | _WIDE | {"objective.region": "lovasz"},
-    "multiscale, width 32, depth 3, Lovász, labels at twice the size": _MULTISCALE
-    | _WIDE
-    | {"objective.region": "lovasz", "data.label_scale": 2},
     "Lite0": _LITE0,
     "Lite0, multiscale": _LITE0 | _MULTISCALE,
     "Lite0, multiscale, learning rate 1e-3": _LITE0 | _MULTISCALE | _schedule(rate=1e-3),

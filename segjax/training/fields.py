@@ -201,9 +201,6 @@ FIELDS = {
         ("displayed", "stored"),
     ),
     "data.size": Field((192, 256), "height and width of the network's input", range=SIZE, length=2, item=int),
-    "data.label_scale": Field(
-        1, "training labels per pixel of the input along each axis; above 1, the logits are resized to the labels", range=SIZE
-    ),
     "data.letterbox": Field(
         False, "keep the proportions of images and pad them to data.size with the mean; False: stretch them"
     ),

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from segjax.collectives import next_example, pmean
 from segjax.data import VOID, label_set
 from segjax.data.augment import augment, copy_paste, example_keys, paste_outliers
-from segjax.data.resize import resize
 from segjax.inference.forward import Ensemble
 from segjax.models import Network, RetinaNet
 from segjax.training.config import ConfigError, input_shape
@@ -231,9 +230,6 @@ def make_augmentation(config: ConfigDict, axis_name: str | None) -> Callable:
         if hparams.rare_crops is not None:
             options["rare_crops"] = hparams.rare_crops
         images, moved = augment(batch["image"], labels, keys, **options)
-        if data.label_scale > 1:
-            finer = options | {"size": tuple(n * data.label_scale for n in data.size)}
-            moved = augment(batch["image"], labels, keys, **finer)[1]
         if hparams.copy_paste is not None:
             rare = {"rare_classes": np.unique(np.hstack(rare_classes)).tolist(), "probability": hparams.copy_paste}
 
@@ -287,8 +283,6 @@ def make_train_step(
                 dropout |= {"examples": examples, "rngs": {"dropout": dropout_key}}
             variables = {"params": params, "batch_stats": batch_stats}
             output, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], **dropout)
-            if config.data.label_scale > 1:
-                output = output._replace(logits=resize(output.logits, truth.shape[1:3], antialias=False))
             loss, parts = objective(output, truth, hparams, axis_name, share, outliers)
             return loss, (output, parts, updated.get("batch_stats", {}))
 
