@@ -59,6 +59,8 @@ def _schedule(batch: int = BATCH, rate: float = RATE) -> dict[str, Any]:
 
 
 _MULTISCALE = {"model.multiscale": True}
+_LOVASZ = {"objective.region": "lovasz"}
+_RARE = {"augment.rare_classes": ("pole", "sign", "pedestrian", "bicyclist")}
 _WIDE = {"model.width": 32, "model.depth": 3}
 _LITE0 = {
     "model.name": "encoder_unet",
@@ -76,10 +78,12 @@ ROWS: Rows = {
     "multiscale, batch 1": _MULTISCALE | _schedule(batch=1) | {"training.ema_decay": 0.995},
     "multiscale, learning rate 4e-3": _MULTISCALE | _schedule(rate=4e-3),
     "multiscale, width 32, depth 3": _MULTISCALE | _WIDE,
-    "multiscale, Lovász": _MULTISCALE | {"objective.region": "lovasz"},
-    "multiscale, Lovász, group norm": _MULTISCALE | {"objective.region": "lovasz", "model.norm": "group"},
+    "multiscale, Lovász": _MULTISCALE | _LOVASZ,
+    "multiscale, Lovász, rare crops": _MULTISCALE | _LOVASZ | _RARE | {"augment.rare_crops": 0.5},
+    "multiscale, Lovász, copy-paste": _MULTISCALE | _LOVASZ | _RARE | {"augment.copy_paste": 0.5},
+    "multiscale, Lovász, group norm": _MULTISCALE | _LOVASZ | {"model.norm": "group"},
     "multiscale, boundary factor 6": _MULTISCALE | {"objective.boundary_factor": 6.0},
-    "multiscale, width 32, depth 3, Lovász": _MULTISCALE | _WIDE | {"objective.region": "lovasz"},
+    "multiscale, width 32, depth 3, Lovász": _MULTISCALE | _WIDE | _LOVASZ,
     "Lite0": _LITE0,
     "Lite0, multiscale": _LITE0 | _MULTISCALE,
     "Lite0, multiscale, learning rate 1e-3": _LITE0 | _MULTISCALE | _schedule(rate=1e-3),
