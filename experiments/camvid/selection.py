@@ -62,6 +62,7 @@ _MULTISCALE = {"model.multiscale": True}
 _LOVASZ = {"objective.region": "lovasz"}
 _RARE = {"augment.rare_classes": ("pole", "sign", "pedestrian", "bicyclist")}
 _WIDE = {"model.width": 32, "model.depth": 3}
+_CAPPED = {"model.width": 32, "model.depth": 5, "model.max_width": 96}
 _LITE0 = {
     "model.name": "encoder_unet",
     "model.encoder": "efficientnet_lite0",
@@ -81,6 +82,7 @@ ROWS: Rows = {
     "multiscale, Lovász": _MULTISCALE | _LOVASZ,
     "multiscale, Lovász, rare crops": _MULTISCALE | _LOVASZ | _RARE | {"augment.rare_crops": 0.5},
     "multiscale, Lovász, copy-paste": _MULTISCALE | _LOVASZ | _RARE | {"augment.copy_paste": 0.5},
+    "multiscale, Lovász, width 32, depth 5, at most 96": _MULTISCALE | _LOVASZ | _CAPPED,
     "multiscale, Lovász, group norm": _MULTISCALE | _LOVASZ | {"model.norm": "group"},
     "multiscale, boundary factor 6": _MULTISCALE | {"objective.boundary_factor": 6.0},
     "multiscale, width 32, depth 3, Lovász": _MULTISCALE | _WIDE | _LOVASZ,

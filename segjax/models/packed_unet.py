@@ -83,7 +83,7 @@ class PackedUNet(UNet):
 
         def conv_block(x: Array | list[Array], side: str, level: int) -> Array:
             fields = {"padding": self.padding, "layout": layouts[level], "name": f"{side}{level}"}
-            x = self.block(PackedConvBlock, self.width * 2**level, **fields)(x, ctx.train)
+            x = self.block(PackedConvBlock, self._channels(level), **fields)(x, ctx.train)
             # Dropout masks are drawn for the pixels of the image, independent of the layout.
             return layouts[level].lay(self._deep_dropout(layouts[level].flat(x), side, level, ctx))
 
@@ -96,7 +96,7 @@ class PackedUNet(UNet):
         def upsample(x: Array, level: int, skip: Array) -> Array:
             if self.upsample == "transpose" and layouts[level].columns > 1:
                 fields = {"columns": layouts[level + 1].columns, "name": f"up{level}_transpose", **self.dtypes}
-                return PackedConvTranspose2x2(self.width * 2**level, **fields)(x)
+                return PackedConvTranspose2x2(self._channels(level), **fields)(x)
             return layouts[level].lay(self._upsample(layouts[level + 1].flat(x), level, layouts[level].flat(skip)))
 
         x, skips = layouts[0].lay(x), []

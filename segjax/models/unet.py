@@ -30,6 +30,8 @@ class UNet(Network):
     Attributes: those of `Network`, and
         width: number of channels of the first level.
         depth: number of 2×2 poolings.
+        max_width: largest number of channels of a level, as in nnU-Net (arXiv 1904.08128); None: no limit. Not in the
+            paper.
         padding: padding of the convolutions, "reflect" | "zeros".
         downsample: "max": 2×2 max pooling | "stride": `StridedConv3x3`, which adds 3.14 M parameters at width 64.
         upsample: "transpose": 2×2 transposed convolution; "transpose3", "transpose4": 3×3 and 4×4, whose windows
@@ -54,6 +56,7 @@ class UNet(Network):
     num_classes: int
     width: int = 64
     depth: int = 4
+    max_width: int | None = None
     padding: str = "reflect"
     downsample: str = "max"
     upsample: str = "transpose"
@@ -76,6 +79,8 @@ class UNet(Network):
 
     def check(self) -> None:
         """Raises a ValueError if a field of the U-Net is out of range or two fields exclude each other."""
+        if self.max_width is not None and self.max_width < self.width:
+            raise ValueError(f"max_width must be at least width = {self.width}, or None; got {self.max_width}")
         checks.choice("downsample", self.downsample, DOWNSAMPLINGS)
         checks.choice("upsample", self.upsample, tuple(UPSAMPLINGS))
         if self.upsample == "max_unpool" and self.downsample != "max":
@@ -97,8 +102,11 @@ class UNet(Network):
             coarse += self._project(x, level)
         return x + coarse, 1
 
+    def _channels(self, level: int) -> int:
+        return min(self.width * 2**level, self.max_width or self.width * 2**level)
+
     def _conv_block(self, x: Array, side: str, level: int, ctx: ForwardContext) -> Array:
-        block = self.block(ConvBlock, self.width * 2**level, padding=self.padding, name=f"{side}{level}")
+        block = self.block(ConvBlock, self._channels(level), padding=self.padding, name=f"{side}{level}")
         return self._deep_dropout(block(x, ctx.train), side, level, ctx)
 
     def _project(self, x: Array, level: int) -> Array | float:
@@ -117,7 +125,7 @@ class UNet(Network):
         return self.block(StridedConv3x3, x.shape[-1], self.padding, name=f"down{level}_stride")(x, ctx.train)
 
     def _upsample(self, x: Array, level: int, skip: Array) -> Array:
-        layer = UPSAMPLINGS[self.upsample](self.width * 2**level, name=f"up{level}_{self.upsample}", **self.dtypes)
+        layer = UPSAMPLINGS[self.upsample](self._channels(level), name=f"up{level}_{self.upsample}", **self.dtypes)
         return layer(x, max_pool_2x2_positions(skip)[1]) if self.upsample == "max_unpool" else layer(x)
 
 

@@ -23,7 +23,7 @@ _DEEPLAB = _own("encoder", "width", "encoder_depth", "output_stride", rates="asp
 NETWORKS: dict[str, tuple[type[models.Network], dict[str, str]]] = {
     "unet": (
         models.PackedUNet,
-        _own("width", "depth", "padding", "downsample", "upsample", "multiscale", "pack", "strips"),
+        _own("width", "depth", "max_width", "padding", "downsample", "upsample", "multiscale", "pack", "strips"),
     ),
     "patch": (models.PatchClassifier, _own("width", "depth")),
     "fcn": (models.FCN, _own("width", "hidden", stride="output_stride")),
@@ -238,6 +238,9 @@ FIELDS = {
     ),
     "model.width": Field(16, "channels of the first level", range=SIZE),
     "model.depth": Field(4, "number of poolings", range="[1, 16]"),
+    "model.max_width": Field(
+        None, "largest number of channels of a level; None: width · 2^level on each", (), SIZE, int
+    ),
     "model.padding": Field("reflect", "padding of the convolutions", ("reflect", "zeros")),
     "model.downsample": Field("max", "pooling, or a convolution with stride 2", DOWNSAMPLINGS),
     "model.upsample": Field("transpose", "upsampling of the decoder", tuple(UPSAMPLINGS)),
