@@ -165,7 +165,15 @@ UNETS = {
     ),
     "two levels, multiscale, max unpooling, no norm, rematerialized": (
         (4, 2),
-        {"depth": 2, "padding": "zeros", "upsample": "max_unpool", "multiscale": True, "norm": "none", "remat": True},
+        {
+            "depth": 2,
+            "max_width": 6,
+            "padding": "zeros",
+            "upsample": "max_unpool",
+            "multiscale": True,
+            "norm": "none",
+            "remat": True,
+        },
     ),
 }
 

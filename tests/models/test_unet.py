@@ -76,6 +76,15 @@ def parameter_shapes(model: UNet):
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), IMAGES[:1])["params"]
 
 
+def test_unet_max_width_limits_the_channels_of_every_level():
+    shapes = parameter_shapes(UNet(2, width=4, depth=4, max_width=12, upsample="pixel_shuffle"))
+    channels = [shapes[f"down{level}"]["conv2"]["kernel"].shape[-1] for level in range(5)]
+    assert channels == [4, 8, 12, 12, 12]
+    assert [shapes[f"up{level}"]["conv1"]["kernel"].shape[-2:] for level in range(4)] == [
+        (2 * width, width) for width in channels[:-1]
+    ]
+
+
 def test_unet_multiscale_adds_one_projection_per_coarse_level_and_renames_none():
     plain, multiscale = (parameter_shapes(UNet(2, width=16, multiscale=value)) for value in (False, True))
     added = {f"coarse{level}": {"kernel": (16 * 2**level, 16)} for level in (1, 2, 3, 4)}
@@ -390,6 +399,7 @@ def test_unet_training_with_dropout_needs_a_key(fields):
         ({"dropout": "some"}, "dropout must be one of 'none', 'sampled', 'analytic'; got 'some'"),
         ({"mask": "row"}, "mask must be one of 'element', 'channel'; got 'row'"),
         ({"upsample": "cubic"}, "upsample must be one of 'nearest', 'bed_of_nails', .*'pixel_shuffle'; got 'cubic'"),
+        ({"max_width": 1}, "max_width must be at least width = 4, or None; got 1"),
         ({"downsample": "mean"}, "downsample must be one of 'max', 'stride'; got 'mean'"),
         ({"upsample": "max_unpool", "downsample": "stride"}, "max_unpool.* needs downsample='max'; got 'stride'"),
         ({"rate": 1.0}, "rate must be at least 0 and less than 1; got 1"),
