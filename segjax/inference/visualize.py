@@ -77,7 +77,7 @@ def draw_boxes(
     """Draws the edges of boxes (x_min, y_min, x_max, y_max), in pixels, on a copy of the image, each in its colour.
 
     The image is shown as `as_rgb` returns it. Edges are outside of the box and 1/200 of the shorter side wide. `texts`,
-    one per box or none, are written above the boxes, or below those at the upper edge of the image.
+    one per box or none, are written above the boxes, or below those at the upper edge of the image; "" is not written.
 
     >>> drawn = draw_boxes(np.zeros((5, 5, 3), np.uint8), np.array([[2.0, 2, 3, 3]]), np.array([[9, 0, 0]], np.uint8))
     >>> print(drawn[..., 0])
@@ -102,6 +102,8 @@ def _label_boxes(picture: np.ndarray, boxes: np.ndarray, colours: np.ndarray, te
     drawn = Image.fromarray(picture)
     draw, font = ImageDraw.Draw(drawn), _font(max(9, round(min(picture.shape[:2]) / 40)))
     for (left, top, _, bottom), colour, text in zip(boxes.tolist(), colours.tolist(), texts, strict=True):
+        if not text:
+            continue
         _, _, width, height = draw.textbbox((0, 0), printable(text), font=font)
         x = max(0, min(left, picture.shape[1] - width - 2))
         y = top - height - 2 if top >= height + 2 else bottom

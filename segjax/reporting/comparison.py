@@ -14,11 +14,10 @@ from segjax import inference
 from segjax.data import Source
 from segjax.data.labels import LabelSet, colorize
 from segjax.inference.visualize import colorize_overlaps
-from segjax.reporting import detector_page
 from segjax.reporting.charts import Chart, Series
-from segjax.reporting.detector_page import DetectorInspection, ShownDetections, inspect_detector, show_detections
+from segjax.reporting.detector_page import DetectorInspection, detections_overlay, inspect_detector, show_detections
 from segjax.reporting.multilabel_page import MultilabelInspection, ShownOverlaps, inspect_multilabel, show_overlaps
-from segjax.reporting.overlays import box_overlay, comparison_overlay, overlap_overlay, predictions_differ
+from segjax.reporting.overlays import comparison_overlay, overlap_overlay, predictions_differ
 from segjax.reporting.report import Overlay, Report, Section, Table, spread
 from segjax.reporting.run_page import ImageScore, Inspection, Rows, ShownImage, inspect_run, read_and_predict
 from segjax.trained_run import TrainedRun, facts_of
@@ -385,7 +384,7 @@ def _image_sections(compared: Sequence[Compared], sources: Mapping[str, Source],
     if not chosen:
         return []
     if is_detection(compared):
-        name, draw = "F1", partial(_box_overlay, names=compared[0].inspections[0].scores["classes"])
+        name, draw = "F1", partial(detections_overlay, names=compared[0].inspections[0].scores["classes"])
     else:
         name, draw = "mean IoU", partial(_overlay if labels.combinations is None else _overlap_overlay, labels=labels)
     shown = [
@@ -440,20 +439,6 @@ def _overlap_overlay(name: str, caption: str, shown: Mapping[str, ShownOverlaps]
     differ = predictions_differ(list(masks.values())).any(axis=-1)
     tiles = _tiles(one.image, drawn, differ, labels, None)
     return overlap_overlay(name, caption, tiles, one.image, one.truth, masks, labels)
-
-
-def _box_overlay(name: str, caption: str, shown: Mapping[str, ShownDetections], names: Sequence[str]) -> Overlay:
-    one = next(iter(shown.values()))
-    image = detector_page.resized(one)
-
-    def draw(ground: UInt8[np.ndarray, "h w 3"]) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-        found = {kind: detector_page.draw_detections(ground, each, names) for kind, each in shown.items()}
-        return found | {"objects": detector_page.draw_objects(ground, one, names)}
-
-    tiles = inference.png(inference.tiles(draw(image), width=image.shape[1]))
-    found = {"right": f"rgb{detector_page.RIGHT}", "false": f"rgb{detector_page.FALSE}"}
-    legends = dict.fromkeys(shown, found) | {"objects": {"objects": f"rgb{detector_page.TRUTH}"}}
-    return box_overlay(name, caption, tiles, image, one.image.shape[:2], draw(np.zeros_like(image)), legends)
 
 
 def _tiles(

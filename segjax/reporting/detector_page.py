@@ -1,25 +1,25 @@
 """The report of the run of a detector: one pass over a split, and its numbers and pictures as sections of one page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 import rich
 import rich.progress
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped
 
-from segjax import inference, metrics
-from segjax.boxes import Detections
+from segjax import metrics
+from segjax.boxes import Detections, iou
 from segjax.data import CORRUPTIONS, Source
 from segjax.metrics.detection import RECALLS
 from segjax.reporting import figures
 from segjax.reporting.charts import Chart
 from segjax.reporting.live_page import MOST_LINES, columns_of, training_sections
-from segjax.reporting.report import Picture, Report, Section, Table, cell, detection_table
+from segjax.reporting.overlays import DrawnBox, box_overlay
+from segjax.reporting.report import Overlay, Picture, Report, Section, Table, cell, detection_table
 from segjax.reporting.run_page import Rows, headline_table, lists, page_of, subsample
 from segjax.trained_run import TrainedRun, counter_of
 from segjax.training import parallel
@@ -49,9 +49,9 @@ _HEADLINES = (
 _PLOTTED = {"AP": "eval/ap", "AP50": "eval/ap50", "AP75": "eval/ap75", "AR100": "eval/ar100"}
 _CURVES = {"IoU 0.5": 0, "IoU 0.75": 5}  # positions of the IoU thresholds
 _SCORE_BINS = 40
-_WIDTH = 480  # pixels of a picture
 # Green, blue and orange of the palette of Okabe and Ito; the last two are also those of the histogram.
-TRUTH, RIGHT, FALSE = (0, 158, 115), (0, 114, 178), (213, 94, 0)
+OBJECT, RIGHT, FALSE = (0, 158, 115), (0, 114, 178), (213, 94, 0)
+MISSED = (240, 228, 66)  # yellow
 
 
 class ShownDetections(NamedTuple):
@@ -66,7 +66,18 @@ class ShownDetections(NamedTuple):
     boxes: Float[np.ndarray, "objects 4"]
     classes: Int[np.ndarray, "objects"]
     detections: Detections
-    correct: Shaped[np.ndarray, "detections"]
+    correct: Bool[np.ndarray, "detections"]
+
+    @property
+    def missed(self) -> Bool[np.ndarray, "objects"]:
+        """True for the objects without a true positive, each of which belongs to the free object of the highest IoU."""
+        missed, found = np.ones(len(self.boxes), bool), self.detections
+        for i in np.flatnonzero(self.correct):
+            overlaps = np.where(
+                missed & (self.classes == found.classes[i]), iou(found.boxes[i : i + 1], self.boxes)[0], 0
+            )
+            missed[overlaps.argmax()] = False
+        return missed
 
 
 class DetectorInspection(NamedTuple):
@@ -318,54 +329,54 @@ def _image_sections(inspection: DetectorInspection) -> list[Section]:
             found, total = int(one.correct.sum()), len(one.boxes)
             false = len(one.correct) - found
             caption = f"{one.name}: {found} of {total} object(s) found, {false} false detection(s), F1 {one.f1:.3f}"
-            pictures.append(Picture(f"{kind}_{i}", caption, inference.jpeg(_draw(one, names)), half=True))
+            pictures.append(detections_overlay(f"{kind}_{i}", caption, {"detections": one}, names))
         return Section(f"{kind.capitalize()} images", text, (), tuple(pictures))
 
     text = (
         f"Images are ranked by their F1 at IoU 0.5. Only detections with a score of at least {cell(threshold)}, the "
-        "threshold with the best F1, count. Objects are green, right detections blue, false ones orange."
+        "threshold with the best F1, count. The pointer shows the detections and the objects of a pixel."
     )
     sections = [section("worst", text, inspection.worst), section("best", "", inspection.best)]
     return [section for section in sections if section.pictures]
 
 
-def _draw(one: ShownDetections, names: Sequence[str]) -> UInt8[np.ndarray, "height total 3"]:
-    """Draws the objects and the detections of an image, enlarged or reduced to one width, one below the other."""
-    shown = resized(one)
-    rows = {"objects": [draw_objects(shown, one, names)], "detections": [draw_detections(shown, one, names)]}
-    return inference.contact_sheet(rows, [one.name], width=_WIDTH)
+def detections_overlay(name: str, caption: str, shown: Mapping[str, ShownDetections], names: Sequence[str]) -> Overlay:
+    """Draws an image and its layers: the detections of each network, the objects, and the errors of a single network.
+
+    `names` are those of the classes; a single one is not written beside the boxes.
+    """
+    one = next(iter(shown.values()))
+    layers = {kind: _detections(each, names) for kind, each in shown.items()} | {"objects": _objects(one, names)}
+    legends = {kind: {"right": RIGHT, "false": FALSE} for kind in shown} | {"objects": {"object": OBJECT}}
+    if len(shown) == 1:
+        missed = [
+            box._replace(colour=MISSED, meaning=f"missed {box.meaning}")
+            for box, is_missed in zip(layers["objects"], one.missed, strict=True)
+            if is_missed
+        ]
+        false = [box for box in layers[next(iter(shown))] if box.colour == FALSE]
+        layers["errors"], legends["errors"] = [*missed, *false], {"missed": MISSED, "false": FALSE}
+    return box_overlay(name, caption, one.image, layers, legends)
 
 
-def resized(one: ShownDetections) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the image of `one` in the width of a picture."""
-    shown, (height, width) = inference.as_rgb(one.image), one.image.shape[:2]
-    size = _WIDTH, min(max(1, round(_WIDTH * height / width)), 4 * _WIDTH)
-    return cv2.resize(shown, size, interpolation=cv2.INTER_AREA if width > _WIDTH else cv2.INTER_LINEAR)
+def _objects(one: ShownDetections, names: Sequence[str]) -> list[DrawnBox]:
+    return [
+        DrawnBox(tuple(box), OBJECT, names[i] if len(names) > 1 else "", names[i])
+        for box, i in zip(one.boxes.tolist(), one.classes.tolist(), strict=True)
+    ]
 
 
-def draw_objects(
-    shown: UInt8[np.ndarray, "height width 3"], one: ShownDetections, names: Sequence[str]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Draws the objects of `one` on `shown`, which has another size than its image."""
-    labels = [names[i] for i in one.classes] if len(names) > 1 else []
-    colours = np.full((len(one.boxes), 3), TRUTH, np.uint8)
-    return inference.draw_boxes(shown, one.boxes * _scale(shown, one), colours, labels)
-
-
-def draw_detections(
-    shown: UInt8[np.ndarray, "height width 3"], one: ShownDetections, names: Sequence[str]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Draws the detections of `one`, as `draw_objects` the objects."""
-    colours = np.where(one.correct[:, None], RIGHT, FALSE).astype(np.uint8)
-    found = one.detections
-    prefixes = [f"{names[i]} " if len(names) > 1 else "" for i in found.classes]
-    texts = [f"{prefix}{score:.2f}" for prefix, score in zip(prefixes, found.scores, strict=True)]
-    # The most likely one is drawn last, over the others.
-    return inference.draw_boxes(shown, found.boxes[::-1] * _scale(shown, one), colours[::-1], texts[::-1])
-
-
-def _scale(shown: np.ndarray, one: ShownDetections) -> Float[np.ndarray, "4"]:
-    return np.tile(np.array(shown.shape[1::-1]) / one.image.shape[1::-1], 2)
+def _detections(one: ShownDetections, names: Sequence[str]) -> list[DrawnBox]:
+    """Returns the boxes of the detections; the most likely one is the last, which is drawn over the others."""
+    found, drawn = one.detections, []
+    columns = (found.boxes.tolist(), found.classes.tolist(), found.scores.tolist(), one.correct.tolist())
+    for box, i, score, correct in zip(*columns, strict=True):
+        text = f"{names[i]} {score:.2f}"
+        meaning = f"{text}, {'right' if correct else 'false'}"
+        drawn.append(
+            DrawnBox(tuple(box), RIGHT if correct else FALSE, text if len(names) > 1 else f"{score:.2f}", meaning)
+        )
+    return drawn[::-1]
 
 
 def _rarest(scores: dict[str, Any]) -> list[str]:

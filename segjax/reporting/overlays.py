@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from segjax.reporting.report import Overlay
 from segjax.storage import printable
 
 _WIDEST = 800  # pixels of an image on the page
+_BOXES_WIDTH = 480  # the same of an image with boxes, of any size
 _VOID_GREY = np.full(3, 128, np.uint8)
 _FLAGS = ((240, 228, 66), (0, 158, 255), (204, 121, 167))  # yellow, blue and pink
 # An uncertainty has 64 colours: the page finds the value of a pixel from its colour, and the PNG is as small as a JPEG.
@@ -147,21 +148,60 @@ def _painted(where: Bool[np.ndarray, "h w"], colour: UInt8[np.ndarray, "3"]) -> 
     return inference.png(layer)
 
 
+class DrawnBox(NamedTuple):
+    """A box (x_min, y_min, x_max, y_max) of a layer, in pixels of the image.
+
+    `text` is written beside the box; `meaning` is shown when the pointer is in it.
+    """
+
+    box: tuple[float, float, float, float]
+    colour: tuple[int, int, int]
+    text: str
+    meaning: str
+
+
 def box_overlay(
     name: str,
     caption: str,
-    content: bytes,
-    image: UInt8[np.ndarray, "h w 3"],
-    size: tuple[int, int],
-    drawn: Mapping[str, UInt8[np.ndarray, "h w 3"]],
-    legends: Mapping[str, Legend],
+    image: Shaped[np.ndarray, "H W C"],
+    layers: Mapping[str, Sequence[DrawnBox]],
+    legends: Mapping[str, Mapping[str, tuple[int, int, int]]],
 ) -> Overlay:
-    """Draws an image, resized from height and width `size`, and layers of boxes, whose black pixels are transparent."""
-    layers = {
+    """Draws an image, enlarged or reduced to one width, and its layers of boxes; the last box of a layer is on top.
+
+    `legends` has the colours of each layer by their meaning.
+    """
+    height, width = image.shape[:2]
+    shape = min(max(1, round(_BOXES_WIDTH * height / width)), 4 * _BOXES_WIDTH), _BOXES_WIDTH
+    shown = cv2.resize(
+        inference.as_rgb(image), shape[::-1], interpolation=cv2.INTER_AREA if width > shape[1] else cv2.INTER_LINEAR
+    )
+    scale = np.array(shape)[[1, 0, 1, 0]] / (width, height, width, height)
+    scaled = {kind: scale * np.array([each.box for each in boxes]).reshape(-1, 4) for kind, boxes in layers.items()}
+
+    def draw(ground: UInt8[np.ndarray, "h w 3"]) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        colours = {kind: np.array([each.colour for each in boxes], np.uint8) for kind, boxes in layers.items()}
+        return {
+            kind: inference.draw_boxes(
+                ground, scaled[kind], colours[kind].reshape(-1, 3), [each.text for each in boxes]
+            )
+            for kind, boxes in layers.items()
+        }
+
+    transparent = {
         kind: inference.png(np.dstack([boxes, 255 * boxes.any(axis=-1).astype(np.uint8)]))
-        for kind, boxes in drawn.items()
+        for kind, boxes in draw(np.zeros_like(shown)).items()
     }
-    return Overlay(name, caption, content, inference.jpeg(image), layers, legends, _values(size))
+    values = _values((height, width))
+    values["boxes"] = {
+        printable(kind): [
+            [*box, printable(each.meaning)] for box, each in zip(scaled[kind].round(1).tolist(), boxes, strict=True)
+        ]
+        for kind, boxes in layers.items()
+    }
+    css = {kind: {meaning: f"rgb{colour}" for meaning, colour in one.items()} for kind, one in legends.items()}
+    tiles = inference.png(inference.tiles({"image": shown, **draw(shown)}, width=shape[1]))
+    return Overlay(name, caption, tiles, inference.jpeg(shown), transparent, css, values)
 
 
 def predictions_differ(masks: Sequence[Shaped[np.ndarray, "*shape"]]) -> Bool[np.ndarray, "*shape"]:
@@ -229,9 +269,18 @@ def _values(size: tuple[int, int]) -> dict[str, Any]:
 
     The classes of masks with one class per pixel are in "ids" (`_class_values`). The page finds an uncertainty from its
     colour: "colours" lists those from 0 to the layer's entry of "maxima". In the layers "overlaps", a pixel has each
-    class of "parts" whose layer is not transparent there.
+    class of "parts" whose layer is not transparent there. "boxes" lists, per layer, the edges of boxes in pixels of
+    the page's image and their meanings.
     """
-    return {"size": size, "masks": [], "maxima": {}, "colours": _HEAT.tolist(), "overlaps": [], "parts": []}
+    return {
+        "size": size,
+        "masks": [],
+        "maxima": {},
+        "colours": _HEAT.tolist(),
+        "overlaps": [],
+        "parts": [],
+        "boxes": {},
+    }
 
 
 def _class_values(masks: Masks, labels: LabelSet) -> dict[str, Any]:

@@ -374,16 +374,20 @@ class PixelValues {
     this.at = at && [[at[0], this.width], [at[1], this.height]].map(([value, size]) => Math.min(size - 1, Math.max(0, Math.floor(value))));
     this.mark.hidden = !at;
     if (!at) {
-      const {ids, overlaps} = this.data;
-      this.line.textContent = `The pointer shows the ${ids || overlaps.length ? 'values' : 'position'} of a pixel.`;
+      const {ids, overlaps, boxes} = this.data, isValued = ids || overlaps.length || Object.keys(boxes).length;
+      this.line.textContent = `The pointer shows the ${isValued ? 'values' : 'position'} of a pixel.`;
       return;
     }
-    const [x, y] = this.at, {size, masks, classes, maxima, overlaps} = this.data, share = [(x + 0.5) / this.width, (y + 0.5) / this.height];
+    const [x, y] = this.at, {size, masks, classes, maxima, overlaps, boxes} = this.data, share = [(x + 0.5) / this.width, (y + 0.5) / this.height];
     [this.mark.style.left, this.mark.style.top] = share.map(value => `${100 * value}%`);
     const values = masks.map((name, i) => `${name}: ${classes[this.colour(this.ids, x, y + i * this.height)[0]] ?? '…'}`);
     for (const layer of overlaps) {
       const found = this.images.filter(one => one.dataset.layer === layer && one.dataset.part && this.colour(one, x, y)[3]);
       values.push(`${layer}: ${found.map(one => one.dataset.part).join(' and ') || 'no class'}`);
+    }
+    for (const [layer, placed] of Object.entries(boxes)) {
+      const within = placed.filter(([left, top, right, bottom]) => x + 1 > left && x < right && y + 1 > top && y < bottom);
+      values.push(`${layer}: ${within.map(box => box[4]).join(' and ') || 'none'}`);
     }
     for (const [layer, [name, maximum]] of Object.entries(maxima)) {
       values.push(`${name}: ${(this.level(layer, x, y) * maximum).toFixed(maximum < 0.1 ? 4 : 2)}`);

@@ -209,9 +209,9 @@ def test_comparison_of_detectors_draws_right_and_false_detections():
         found = Detections(boxes, np.array([0.5]), np.array([0]), np.array([True]))
         image = np.full((48, 64, 3), 90, np.uint8)
         shown[name] = ShownDetections("street", 0.5, image, boxes, np.array([1]), found, np.array([correct]))
-    overlay = comparison._box_overlay("image_1", "street", shown, names)
+    overlay = comparison.detections_overlay("image_1", "street", shown, names)
     assert list(overlay.layers) == ["a", "b", "objects"]
-    for layer, colour in (("a", detector_page.RIGHT), ("b", detector_page.FALSE), ("objects", detector_page.TRUTH)):
+    for layer, colour in (("a", detector_page.RIGHT), ("b", detector_page.FALSE), ("objects", detector_page.OBJECT)):
         pixels = cv2.imdecode(np.frombuffer(overlay.layers[layer], np.uint8), -1)[..., [2, 1, 0, 3]]
         assert pixels.shape == (360, 480, 4)
         assert pixels[120, 90].tolist() == [*colour, 255]  # its lower edge

@@ -10,7 +10,13 @@ from etils import epath
 from segjax.boxes import Detections
 from segjax.data import LabelSet, label_set, open_split
 from segjax.reporting import detector_page, figures, html
-from segjax.reporting.detector_page import DetectorInspection, ShownDetections, detector_report, inspect_detector
+from segjax.reporting.detector_page import (
+    DetectorInspection,
+    ShownDetections,
+    detections_overlay,
+    detector_report,
+    inspect_detector,
+)
 from segjax.trained_run import TrainedRun, score_run
 from segjax.training import defaults
 from segjax.training.network import make_model
@@ -147,16 +153,56 @@ def test_detector_report_of_classes_without_objects(objects):
     assert [section.title for section in made.sections][-2:] == ["Score threshold", "Configuration"]
 
 
-def test_picture_of_an_image_has_blue_right_and_orange_false_detections():
-    inspection = made_inspection(1)
-    one = inspection.best[0]._replace(image=np.zeros((12, 16, 3), np.uint8))
-    drawn = detector_page._draw(one, ["stone"])
-    assert drawn.shape == (20 + 2 * (20 + 360), 480 + 2 * 4, 3)
-    objects, detections = drawn[:400].reshape(-1, 3).tolist(), drawn[400:].reshape(-1, 3).tolist()
-    assert [0, 158, 115] in objects
-    assert [0, 158, 115] not in detections
-    assert [0, 114, 178] in detections
-    assert [213, 94, 0] in detections
+def shown_detections(objects, found, correct, classes=(0, 0)):
+    count = len(found)
+    detections = Detections(
+        np.array(found), np.linspace(0.9, 0.6, count), np.array(classes[:count]), np.ones(count, bool)
+    )
+    image = np.full((48, 64, 3), 90, np.uint8)
+    labels = np.zeros(len(objects), int)
+    return ShownDetections("street", 0.5, image, np.array(objects, float), labels, detections, np.array(correct))
+
+
+def test_missed_leaves_out_the_object_of_each_true_positive():
+    objects = [[0, 0, 10, 10], [0, 0, 10, 12], [30, 30, 40, 40]]
+    assert shown_detections(objects, [[0.0, 0, 10, 11.8]], [True]).missed.tolist() == [True, False, True]
+    both = shown_detections(objects, [[0.0, 0, 10, 11.8], [0.0, 0, 10, 12]], [True, True])
+    assert both.missed.tolist() == [False, False, True]
+    assert shown_detections(objects, [[0.0, 0, 10, 12]], [False]).missed.all()
+
+
+def test_detections_overlay_layers_and_values():
+    objects, found = [[8, 8, 16, 16], [40, 8, 48, 16]], [[8.0, 8, 16, 16], [8.0, 24, 16, 32]]
+    shown = shown_detections(objects, found, [True, False])
+    overlay = detections_overlay("worst_1", "street", {"detections": shown}, ["stone"])
+    assert list(overlay.layers) == ["detections", "objects", "errors"]
+
+    def colour(layer, x, y):  # of a lower edge, in an image that is 7.5 times as large
+        pixels = cv2.imdecode(np.frombuffer(overlay.layers[layer], np.uint8), -1)[..., [2, 1, 0, 3]]
+        assert pixels.shape == (360, 480, 4)
+        return pixels[y, x].tolist()
+
+    right, false, missed = (90, 120), (90, 240), (330, 120)
+    assert colour("detections", *right) == [*detector_page.RIGHT, 255]
+    assert colour("detections", *false) == colour("errors", *false) == [*detector_page.FALSE, 255]
+    assert colour("objects", *right) == colour("objects", *missed) == [*detector_page.OBJECT, 255]
+    assert colour("errors", *missed) == [*detector_page.MISSED, 255]
+    assert colour("errors", *right)[3] == colour("detections", *missed)[3] == 0
+    assert overlay.values["boxes"] == {
+        "detections": [
+            [60.0, 180.0, 120.0, 240.0, "stone 0.60, false"],
+            [60.0, 60.0, 120.0, 120.0, "stone 0.90, right"],
+        ],
+        "objects": [[60.0, 60.0, 120.0, 120.0, "stone"], [300.0, 60.0, 360.0, 120.0, "stone"]],
+        "errors": [[300.0, 60.0, 360.0, 120.0, "missed stone"], [60.0, 180.0, 120.0, 240.0, "stone 0.60, false"]],
+    }
+    assert overlay.legends["errors"] == {"missed": "rgb(240, 228, 66)", "false": "rgb(213, 94, 0)"}
+
+
+def test_detections_overlay_of_an_image_without_objects_and_detections():
+    empty = shown_detections([], np.zeros((0, 4)), np.zeros(0, bool))._replace(boxes=np.zeros((0, 4)))
+    overlay = detections_overlay("worst_1", "street", {"detections": empty}, ["stone"])
+    assert overlay.values["boxes"] == {"detections": [], "objects": [], "errors": []}
 
 
 def test_steps_is_logarithmic_unless_all_bins_are_empty():
