@@ -8,7 +8,7 @@ import pytest
 
 from segjax.data import UNSEEN, VOID, LabelSet
 from segjax.reporting import Report, Section, html
-from segjax.reporting.overlays import comparison_overlay, mask_overlay, overlap_overlay
+from segjax.reporting.overlays import DrawnBox, box_overlay, comparison_overlay, mask_overlay, overlap_overlay
 
 
 def shown_with_errors(num_classes, third=VOID):
@@ -150,4 +150,32 @@ def test_overlay_shows_one_class_or_all_and_the_classes_of_a_pixel(tmp_path, tab
         ):
             opened.move(".stack", (pixel + 0.5) / 5)
             assert opened.evaluate(line) == f"x {pixel}, y 0; prediction: {classes}"
+        assert opened.console == []
+
+
+@pytest.mark.slow
+def test_overlay_of_boxes_shows_the_chosen_layer_and_the_boxes_of_a_pixel(tmp_path, tab):
+    layers = {
+        "detections": [DrawnBox((2, 2, 8, 8), (0, 114, 178), "0.90", "stone 0.90, right")],
+        "objects": [
+            DrawnBox((2, 2, 8, 8), (0, 158, 115), "", "stone"),
+            DrawnBox((12, 2, 18, 8), (0, 158, 115), "", "stone"),
+        ],
+    }
+    image = np.full((10, 20, 3), 90, np.uint8)
+    picture = box_overlay("worst_1", "street", image, layers, {kind: {} for kind in layers})
+    (tmp_path / "page.html").write_text(html(Report("", "", (Section("", "", (), (picture,)),), {})), encoding="utf-8")
+    shown = "document.querySelector('[data-layer]:not([hidden])').dataset.layer"
+    line = "document.querySelector('.reading span').textContent"
+    with tab() as opened:
+        opened.open(tmp_path / "page.html")
+        assert opened.evaluate(shown) == "detections"
+        opened.click(".layers label:nth-child(2) input")
+        assert opened.evaluate(shown) == "objects"
+        opened.move(".stack", 0.25)
+        assert opened.evaluate(line) == "x 5, y 5; detections: stone 0.90, right; objects: stone"
+        opened.move(".stack", 0.75)
+        assert opened.evaluate(line) == "x 15, y 5; detections: none; objects: stone"
+        opened.move(".stack", 0.5)
+        assert opened.evaluate(line) == "x 10, y 5; detections: none; objects: none"
         assert opened.console == []
