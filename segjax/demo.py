@@ -1,4 +1,4 @@
-"""Serves a page on which you drop images and see their masks, uncertainties and values.
+"""Serves a page on which you drop images and see their masks and uncertainties, or the boxes of a detector.
 
 Examples:
   segjax demo --checkpoint=runs/debris
@@ -18,6 +18,7 @@ from segjax.trained_run import TrainedRun, calibration_of, guaranteed_mask, head
 from segjax.training.fields import COUNT_OR_ZERO
 
 FLAGS = flags.FLAGS
+_OF_MASKS = ("samples", "rate", "calibrated", "calibration")  # options that a detector does not have
 
 
 def main(argv: list[str]) -> None:
@@ -25,9 +26,14 @@ def main(argv: list[str]) -> None:
     if not FLAGS.host:
         raise app.UsageError("--host= is empty; use 127.0.0.1, for this machine only, or 0.0.0.0, for all who reach it")
     images = named_images(argv[1:]) if argv[1:] else {}
-    run = load_run(FLAGS.checkpoint, FLAGS.calibration, multilabel=True)
-    predictors, guarantees, notes = _predictors(run)
-    demo = demo_page.Demo(run, predictors, guarantees, images, notes)
+    run = load_run(FLAGS.checkpoint, FLAGS.calibration, detectors=True, multilabel=True)
+    if run.config.data.box_classes:
+        cli.refuse_flags(_OF_MASKS, f"is for segmentation networks; {run.name} is a detector")
+        detector = run.detector()
+        demo = demo_page.Demo(run, [detector], images=images, record=run.origin() | detector.record())
+    else:
+        predictors, guarantees, notes = _predictors(run)
+        demo = demo_page.Demo(run, predictors, guarantees, images, notes)
     try:
         server = demo_page.make_server(demo, FLAGS.host, FLAGS.port)
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import app, flags
 
-from segjax import __version__, cli, inference
+from segjax import cli, inference
 from segjax.data.io import RawFile, named_images
 from segjax.data.labels import LabelSet, class_values
 from segjax.storage import output_folder, say
@@ -24,7 +24,6 @@ from segjax.trained_run import (
     stored_scaling,
 )
 from segjax.training.fields import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SEED
-from segjax.training.provenance import numerics, provenance
 
 FLAGS = flags.FLAGS
 # Options of masks, which a detector does not have.
@@ -77,9 +76,7 @@ def main(argv: list[str]) -> None:
         say(line)
     options = _predict_options(run, **changes)
     outputs = _output_options(class_index, options, run.label_set)
-    predict, made_by = run.predictor(options, probabilities=FLAGS.probabilities), numerics(provenance())
-    origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": made_by}
-    origin |= guarantees
+    predict, origin = run.predictor(options, probabilities=FLAGS.probabilities), run.origin() | guarantees
     choices = {"on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
     done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, **choices)
     for line in done.lines():
@@ -91,11 +88,9 @@ def main(argv: list[str]) -> None:
 
 def _write_detections(run: TrainedRun, files: dict[str, RawFile], output: Any) -> None:
     cli.refuse_flags(_OF_MASKS, f"is for segmentation networks; {run.name} is a detector")
-    names = list(run.config.data.box_classes)
-    palette = run.label_set.palette[[run.label_set.names.index(name) for name in names]]
-    origin = {"checkpoint": run.name, **run.record(), "segjax": __version__, "made_by": numerics(provenance())}
+    names, palette = run.box_classes
     choices = {"min_score": FLAGS.min_score, "on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
-    done = inference.write_detections(run.detector(), files, output, names, palette, origin, **choices)
+    done = inference.write_detections(run.detector(), files, output, names, palette, run.origin(), **choices)
     for line in done.lines():
         say(line)
     say(score_line(done, FLAGS.min_score))

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from segjax import metrics
+from segjax import __version__, metrics
 from segjax.data import LabelSet, Source, label_set, open_split
 from segjax.inference import Detector, Ensemble, PredictOptions, Predictor, Preprocessing
 from segjax.inference.predictor import fingerprint
@@ -23,7 +24,7 @@ from segjax.training.config import CONFIG_FILE, ConfigError, input_shape, read_c
 from segjax.training.fields import INITIAL
 from segjax.training.loop import SCORES_FILE
 from segjax.training.network import TrainState, make_model, network_size, preprocessing_of
-from segjax.training.provenance import provenance
+from segjax.training.provenance import numerics, provenance
 from segjax.training.train_step import init_state, task_of
 
 # Entries of `provenance` that a report shows.
@@ -109,6 +110,11 @@ class TrainedRun(NamedTuple):
         own = {"step": self.step, "parameters": fingerprint(self.state.variables)}
         return own | ({"runs": [{"checkpoint": run.name, **run.record()} for run in self.runs]} if self.runs else {})
 
+    def origin(self) -> dict[str, Any]:
+        """Returns the checkpoint and the versions, which files of predictions store; ready for JSON."""
+        made_by = numerics(provenance())
+        return {"checkpoint": self.name, **self.record(), "segjax": __version__, "made_by": made_by}
+
     @property
     def num_outputs(self) -> int:
         """Number of outputs per pixel of each network: 1 for a sigmoid, else that of the classes."""
@@ -123,6 +129,12 @@ class TrainedRun(NamedTuple):
         """Returns a `Predictor` of the run's network; by default of the masks that evaluation scores."""
         model = self.model.clone(axis_name=None)
         return Predictor(model, self.state.variables, self.preprocessing, options, probabilities=probabilities)
+
+    @property
+    def box_classes(self) -> tuple[list[str], UInt8[np.ndarray, "classes 3"]]:
+        """Names and colours of the classes whose boxes a detector finds; none for a segmentation network."""
+        names = list(self.config.data.box_classes or ())
+        return names, self.label_set.palette[[self.label_set.names.index(name) for name in names]]
 
     def detector(self, **thresholds: Any) -> Detector:
         """Returns the `Detector` of the run of a detector; `thresholds` are arguments of `segjax.boxes.detect`."""
@@ -162,7 +174,7 @@ def load_run(
     if config.data.box_classes and not detectors:
         raise ConfigError(
             f"{path} is a run of a detector, {config.model.name}, which only segjax train, and segjax evaluate, "
-            "predict, report, compare and export of a single run support; name a run of a segmentation network"
+            "predict, report, compare, demo and export of a single run support; name a run of a segmentation network"
         )
     if config.data.multilabel and not multilabel:
         raise ConfigError(

@@ -55,9 +55,11 @@ with epy.lazy_api_imports(globals()):
     from segjax.inference.writer import (
         OutputOptions,
         WriteSummary,
+        coco_detections,
         is_prediction_file,
         jpeg,
         png,
+        stored_detections,
         write_detections,
         write_predictions,
     )
@@ -84,6 +86,7 @@ __all__ = [
     "augmented_statistics",
     "class_logits",
     "classify",
+    "coco_detections",
     "colorize_overlaps",
     "contact_sheet",
     "detect_boxes",
@@ -108,6 +111,7 @@ __all__ = [
     "probabilities",
     "sample_statistics",
     "statistics_to_maps",
+    "stored_detections",
     "tiles",
     "uncertainty_of",
     "whole_passes",

@@ -287,7 +287,7 @@ def write_detections(
                 raise ForeignFileError(target)
         write_json(output / ORIGIN_FILE, record)
     check_outputs([output / BOXES_FILE], overwrite=overwrite)
-    kept, skipped, images, annotations = 0, [], [], []
+    kept, skipped, detected = 0, [], {}
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(*columns) as bar:
         for name, file in bar.track(files.items(), description="predict"):
@@ -297,7 +297,7 @@ def write_detections(
                 source = {"path": str(Path(file.path).resolve()), "sha256": hashlib.sha256(data).hexdigest()}
                 stored = None
                 if not overwrite and _is_complete([picture], source):
-                    stored = _stored_detections(picture, len(names))
+                    stored = _read_detections(picture, len(names))
                 if stored is None:
                     image = decode_image(data, inputs.channels, inputs.value_range, file.path, inputs.dtype)
                 else:
@@ -309,34 +309,50 @@ def write_detections(
                 continue
             if stored is None:
                 found = detector(image)
-                stored = {"size": list(image.shape[:2]), "detections": _coco_rows(found)}
+                stored = stored_detections(image, found)
                 pixels = _paint_detections(image, found, names, palette, min_score)
                 _has_origin(output / ORIGIN_FILE, record)  # another process may have begun at the same time
                 write_outputs({picture: _png_with_text(pixels, source | stored)}, overwrite=overwrite)
-            height, width = stored["size"]
-            images.append({"id": len(images) + 1, "file_name": f"{name}{Path(file.path).suffix}"})
-            images[-1] |= {"height": height, "width": width}
-            for label, score, *box in stored["detections"]:
-                one = {"id": len(annotations) + 1, "image_id": len(images), "category_id": label, "iscrowd": 0}
-                annotations.append(one | {"bbox": box, "area": round(box[2] * box[3], 3), "score": score})
-    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
-    content = {"info": record, "images": images, "categories": categories, "annotations": annotations}
+            detected[f"{name}{Path(file.path).suffix}"] = stored
+    content = coco_detections(detected, names, record)
     write_outputs({output / BOXES_FILE: to_json(content)}, overwrite=overwrite)
-    scores = np.array([one["score"] for one in annotations], np.float32)
+    scores = np.array([one["score"] for one in content["annotations"]], np.float32)
     counts = len(scores), int((scores >= min_score).sum()), float(scores.max(initial=0))
-    return WriteSummary(len(images) - kept, kept, tuple(skipped), *counts)
+    return WriteSummary(len(detected) - kept, kept, tuple(skipped), *counts)
 
 
-def _coco_rows(found: Detections) -> list[list[int | float]]:
-    """Returns (category_id, score, x, y, width, height) of each detection, as JSON stores them."""
+def coco_detections(
+    detected: Mapping[str, Mapping[str, Any]], names: Sequence[str], record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the content of `detections.json`: COCO's form, with a score in each annotation.
+
+    Args:
+      detected: the `stored_detections` of each image by its file name.
+      names: names of the classes that the detector finds.
+      record: the origin of the detections, ready for JSON.
+    """
+    images, annotations = [], []
+    for file_name, stored in detected.items():
+        height, width = stored["size"]
+        images.append({"id": len(images) + 1, "file_name": file_name, "height": height, "width": width})
+        for label, score, *box in stored["detections"]:
+            one = {"id": len(annotations) + 1, "image_id": len(images), "category_id": label, "iscrowd": 0}
+            annotations.append(one | {"bbox": box, "area": round(box[2] * box[3], 3), "score": score})
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    return {"info": dict(record), "images": images, "categories": categories, "annotations": annotations}
+
+
+def stored_detections(image: Shaped[np.ndarray, "H W c"], found: Detections) -> dict[str, Any]:
+    """Returns the "size" of an image, and (category_id, score, x, y, width, height) of its "detections", for JSON."""
     boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1)
-    return [
+    rows = [
         [int(label) + 1, float(score), *(round(float(number), 3) for number in box)]
         for label, score, box in zip(found.classes, found.scores, boxes, strict=True)
     ]
+    return {"size": list(image.shape[:2]), "detections": rows}
 
 
-def _stored_detections(picture: Any, num_classes: int) -> dict[str, Any] | None:
+def _read_detections(picture: Any, num_classes: int) -> dict[str, Any] | None:
     """Returns "size" and "detections" that a NAME_boxes.png stores; None if they are damaged."""
     stored = _png_text(picture) or {}
     try:

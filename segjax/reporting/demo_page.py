@@ -1,7 +1,8 @@
 """A page on which you drop images to predict them, and its server, which needs no network.
 
-The page posts the bytes of an image and shows the answer: the mask, the log odds of every class and the uncertainties,
-each as a PNG file of 8 bits. Opacity, threshold and the values under the pointer need no further request.
+The page posts the bytes of an image and shows the answer. For a segmentation network it has the mask, the log odds of
+every class and the uncertainties, each as a PNG file of 8 bits; for a detector, all detections. Opacity, threshold and
+the values under the pointer need no further request.
 """
 
 import base64
@@ -21,10 +22,11 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
 from segjax import inference
+from segjax.boxes import Detections
 from segjax.data.decode import decode_image, inspect_image
 from segjax.data.io import DataError, RawFile, read_bytes
 from segjax.data.resize import fit_within, resize_nearest
-from segjax.inference import Prediction, Predictor
+from segjax.inference import Detector, Prediction, Predictor
 from segjax.inference.visualize import overlay_palette
 from segjax.reporting.report import script_json
 from segjax.storage import printable, to_json
@@ -44,42 +46,70 @@ class Demo(NamedTuple):
     """Data of the server: the run, its predictors, and the images that the page shows at the start.
 
     The first of `predictors` is the default; then follows one per entry of `guarantees`. The page offers the names of
-    `guarantees` as choices and shows the text of the chosen one.
+    `guarantees` as choices and shows the text of the chosen one. A detector is the only predictor;
+    `record` is then the origin of the detections, which their JSON file contains.
     """
 
     run: TrainedRun
-    predictors: Sequence[Predictor]
+    predictors: Sequence[Predictor] | Sequence[Detector]
     guarantees: Mapping[str, str] = {}
     images: Mapping[str, RawFile] = {}
     notes: Sequence[str] = ()
+    record: Mapping[str, Any] = {}
 
     @property
     def page(self) -> bytes:
         """The page, one HTML file."""
-        labels, folder = self.run.label_set, Path(__file__).parent
-        tints = overlay_palette(labels)  # black: a class that an overlay leaves as it is
+        folder, boxes = Path(__file__).parent, bool(self.run.config.data.box_classes)
         style = "".join((folder / name).read_text(encoding="utf-8") for name in ("page.css", "demo.css"))
         config = {
             "run": printable(self.run.name),
+            "guarantees": [{"name": name, "text": text} for name, text in self.guarantees.items()],
+            "images": [f"{name}{Path(file.path).suffix}" for name, file in self.images.items()],
+            "notes": list(self.notes),
+            "largest": LARGEST,
+            **(self._box_config() if boxes else self._mask_config()),
+        }
+        page = (folder / "demo.html").read_text(encoding="utf-8")
+        own = "demo_boxes.js" if boxes else "demo_masks.js"
+        script = "".join((folder / name).read_text(encoding="utf-8") for name in (own, "demo.js"))
+        values = {"STYLE": style, "SCRIPT": script, "CONFIG": script_json(config)}
+        return functools.reduce(lambda text, key: text.replace(f"/*{key}*/", values[key]), values, page).encode()
+
+    def _mask_config(self) -> dict[str, Any]:
+        labels = self.run.label_set
+        tints = overlay_palette(labels)  # black: a class that an overlay leaves as it is
+        return {
             "classes": [
                 {"name": printable(name), "colour": colour, "tinted": any(tint)}
                 for name, colour, tint in zip(labels.names, labels.palette.tolist(), tints.tolist(), strict=True)
             ],
             "overlap": labels.combinations is not None,
             "rare": labels.rare if labels.num_classes == 2 else labels.num_classes - 1,
-            "guarantees": [{"name": name, "text": text} for name, text in self.guarantees.items()],
-            "images": list(self.images),
-            "notes": list(self.notes),
             "heat": inference.heatmap(np.linspace(0, 1, 256)[None], 1.0)[0].tolist(),
             "span": LOG_ODDS,
-            "largest": LARGEST,
         }
-        page = (folder / "demo.html").read_text(encoding="utf-8")
-        script = (folder / "demo.js").read_text(encoding="utf-8")
-        values = {"STYLE": style, "SCRIPT": script, "CONFIG": script_json(config)}
-        return functools.reduce(lambda text, key: text.replace(f"/*{key}*/", values[key]), values, page).encode()
 
-    def predict(self, data: bytes, name: str, choice: int = 0) -> tuple[np.ndarray, Prediction]:
+    def _box_config(self) -> dict[str, Any]:
+        names, palette = self.run.box_classes
+        classes = zip(names, palette.tolist(), strict=True)
+        return {
+            "classes": [{"name": printable(name), "colour": colour} for name, colour in classes],
+            "lowest": self.predictors[0].record()["score_threshold"],
+        }
+
+    def answer(self, data: bytes, name: str, choice: int = 0) -> dict[str, Any]:
+        """Returns the `mask_answer` or `box_answer` of the bytes of an image file, with the "seconds" it took."""
+        start = time.perf_counter()
+        image, found = self.predict(data, name, choice)
+        seconds = time.perf_counter() - start
+        if isinstance(found, Detections):
+            shown = box_answer(image, found, name, self.run.box_classes[0], self.record)
+        else:
+            shown = mask_answer(image, found, self.run.label_set.num_classes)
+        return shown | {"seconds": seconds}
+
+    def predict(self, data: bytes, name: str, choice: int = 0) -> tuple[np.ndarray, Prediction | Detections]:
         """Decodes the bytes of an image file and predicts it with `predictors[choice]`.
 
         Raises DataError if the bytes are not an image, or the image has more than `MOST_PIXELS`.
@@ -93,8 +123,8 @@ class Demo(NamedTuple):
         return image, self.predictors[choice](image)
 
 
-def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, num_classes: int) -> dict[str, Any]:
-    """Returns what the page shows of a predicted image, ready for JSON: PNG and JPEG files as data URLs.
+def mask_answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, num_classes: int) -> dict[str, Any]:
+    """Returns what the page shows of a segmented image, ready for JSON: PNG and JPEG files as data URLs.
 
     "log_odds" is one image with the log odds x of all classes, one below the other, as `round((x + 16) · 255 / 32)`.
     "mask" is an image of class indices; for classes that overlap, it has one mask of 0 and 1 per class, one below the
@@ -104,11 +134,8 @@ def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, nu
     overlap = prediction.mask.ndim == 3
     masks = np.moveaxis(prediction.mask.astype(np.uint8), -1, 0) if overlap else [prediction.mask]
     largest_entropy = num_classes * np.log(2) if overlap else np.log(num_classes)
-    size = tuple(fit_within(np.array(image.shape[:2]), (_SHOWN, _SHOWN)).tolist())
-    size = min(size, image.shape[:2])  # a small image stays as it is
-    picture = inference.as_rgb(image)
-    if size != image.shape[:2]:
-        picture = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
+    picture = _picture(image)
+    size = picture.shape[:2]
     uncertainties = {}
     for name, values in prediction.uncertainties.items():
         maximum = float(largest_entropy) if name == "entropy" else max(float(values.max()), 1e-6)
@@ -121,6 +148,26 @@ def answer(image: Shaped[np.ndarray, "H W channels"], prediction: Prediction, nu
         "log_odds": _png_url(np.concatenate(_log_odds_levels(prediction.probabilities, size))),
         "uncertainties": uncertainties,
     }
+
+
+def box_answer(
+    image: Shaped[np.ndarray, "H W channels"], found: Detections, name: str, names: Sequence[str], record: Mapping
+) -> dict[str, Any]:
+    """Returns what the page shows of an image and its detections, ready for JSON.
+
+    "coco" is the `inference.coco_detections` of the image, whose file is `name`; `names` are the classes of the boxes,
+    and `record` is the origin of the detections.
+    """
+    coco = inference.coco_detections({name: inference.stored_detections(image, found)}, names, record)
+    picture = _url("image/jpeg", inference.jpeg(_picture(image)))
+    return {"size": list(image.shape[:2]), "image": picture, "coco": coco}
+
+
+def _picture(image: Shaped[np.ndarray, "H W channels"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns the image as RGB with a longer side of at most `_SHOWN` pixels; a small one stays as it is."""
+    size = tuple(fit_within(np.array(image.shape[:2]), (_SHOWN, _SHOWN)).tolist())
+    size, picture = min(size, image.shape[:2]), inference.as_rgb(image)
+    return picture if size == image.shape[:2] else cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)
 
 
 def _log_odds_levels(
@@ -206,7 +253,7 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
             data, name = self.rfile.read(int(length)), query.get("name", "image")
             if url.path == "/predict":
                 self._run(lambda: ("application/json", self._predict(data, name, query)))
-            elif url.path == "/mask":
+            elif url.path == "/mask" and not demo.run.config.data.box_classes:
                 self._run(lambda: ("image/png", self._mask(data, name, query)))
             else:
                 self._fail(404, f"there is no {url.path}")
@@ -214,10 +261,8 @@ def make_server(demo: Demo, host: str, port: int) -> ThreadingHTTPServer:
         def _predict(self, data: bytes, name: str, query: Mapping[str, str]) -> bytes:
             choice = _index(query, "guarantee", len(demo.predictors))
             with lock:
-                start = time.perf_counter()
-                image, prediction = demo.predict(data, name, choice)
-                seconds = time.perf_counter() - start
-            return to_json(answer(image, prediction, demo.run.label_set.num_classes) | {"seconds": seconds})
+                shown = demo.answer(data, name, choice)
+            return to_json(shown)
 
         def _mask(self, data: bytes, name: str, query: Mapping[str, str]) -> bytes:
             choice = _index(query, "guarantee", len(demo.predictors))

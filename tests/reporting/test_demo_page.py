@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import threading
+import time
 import urllib.error
 import urllib.request
 import zlib
@@ -15,9 +16,10 @@ import pytest
 from PIL import Image
 
 from segjax import inference
+from segjax.boxes import Detections
 from segjax.data import label_set
 from segjax.data.io import RawFile
-from segjax.reporting.demo_page import Demo, answer, log_odds, make_server, mask_from
+from segjax.reporting.demo_page import Demo, box_answer, log_odds, make_server, mask_answer, mask_from
 from segjax.trained_run import TrainedRun
 from segjax.training import defaults
 from segjax.training.network import make_model
@@ -94,6 +96,32 @@ def overlapping():
     return Demo(run, [run.predictor(probabilities=True)], {}, {"wall": wall})
 
 
+class TwoBoxes(inference.Detector):
+    """A detector that finds a stone and a tyre in each image, one inside the other, and an unlikely stone."""
+
+    def __init__(self):
+        self.preprocessing = inference.Preprocessing((32, 48), 3, (0.5,), (0.5,), 2)
+
+    def record(self):
+        return {"score_threshold": 0.05}
+
+    def __call__(self, image):
+        boxes = np.array([[8, 10, 48, 38], [20, 15, 40.5, 25], [1, 1, 5, 5]], np.float32)
+        scores = np.array([0.9, 0.6, 0.25], np.float32)
+        return Detections(boxes, scores, np.array([0, 1, 0]), np.ones(3, bool))
+
+
+@pytest.fixture(scope="module")
+def boxes():
+    """Returns the page of `TwoBoxes`."""
+    config = defaults()
+    config.data.name, config.data.class_names = "folder", ("stone", "tyre")
+    config.data.box_classes = ("stone", "tyre")
+    run = TrainedRun("runs/boxes", config, None, None, label_set(config.data))
+    road = RawFile("road.png", 0, lambda: as_png(STREET))
+    return Demo(run, [TwoBoxes()], images={"road": road}, record={"checkpoint": "runs/boxes"})
+
+
 def fetch(url, data=None, **headers):
     """Returns status, type and content of an answer."""
     request = urllib.request.Request(url, data, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -105,9 +133,9 @@ def fetch(url, data=None, **headers):
         return error.code, error.headers["Content-Type"], error.read()
 
 
-def test_answer_has_the_image_and_the_maps_of_its_prediction(demo):
+def test_mask_answer_has_the_image_and_the_maps_of_its_prediction(demo):
     image, prediction = demo.predict(as_png(STREET), "street")
-    found = answer(image, prediction, 2)
+    found = mask_answer(image, prediction, 2)
     assert found["size"] == [40, 56]
     assert pixels_of(found["image"]).shape == STREET.shape
     np.testing.assert_array_equal(pixels_of(found["mask"]), prediction.mask)
@@ -120,12 +148,12 @@ def test_answer_has_the_image_and_the_maps_of_its_prediction(demo):
     np.testing.assert_allclose(values, prediction.uncertainties["entropy"], atol=np.log(2) / 510 + 1e-6)
 
 
-def test_answer_shows_a_large_image_in_a_smaller_size(demo):
+def test_mask_answer_shows_a_large_image_in_a_smaller_size(demo):
     image = np.zeros((700, 2560, 3), np.uint8)
     prediction = inference.Prediction(
         np.zeros((700, 2560), np.uint8), {"entropy": np.zeros((700, 2560), np.float32)}, np.full((700, 2560, 2), 0.5)
     )
-    found = answer(image, prediction, 2)
+    found = mask_answer(image, prediction, 2)
     assert found["size"] == [700, 2560]
     assert pixels_of(found["mask"]).shape == pixels_of(found["image"]).shape[:2] == (350, 1280)
     assert pixels_of(found["log_odds"]).shape == (700, 1280)
@@ -218,9 +246,9 @@ def test_server_answers_a_mistake_with_one_line(address, path, body, headers, st
     assert line in json.loads(content)["error"]
 
 
-def test_answer_of_classes_that_overlap_has_a_mask_per_class(overlapping):
+def test_mask_answer_of_classes_that_overlap_has_a_mask_per_class(overlapping):
     image, prediction = overlapping.predict(as_png(STREET), "wall")
-    found = answer(image, prediction, 3)
+    found = mask_answer(image, prediction, 3)
     assert 0 < prediction.mask.mean() < 1
     np.testing.assert_array_equal(pixels_of(found["mask"]).reshape(3, 40, 56), np.moveaxis(prediction.mask, -1, 0))
     assert found["uncertainties"]["entropy"]["maximum"] == pytest.approx(3 * np.log(2))
@@ -260,6 +288,112 @@ def test_page_shows_classes_that_overlap_in_a_browser(overlapping, tab):
         palette = overlapping.run.label_set.palette.tolist()
         opened.wait(f"JSON.stringify({pixel}) === '{json.dumps(palette[2]).replace(' ', '')}'")
         assert opened.console == []
+
+
+def test_box_answer_has_all_detections_in_the_form_of_predict(tmp_path):
+    detector, names = TwoBoxes(), ("stone", "tyre")
+    found = box_answer(STREET, detector(STREET), "road.png", names, {"checkpoint": "c"})
+    assert pixels_of(found["image"]).shape == STREET.shape
+    files, palette = {"road": RawFile("road.png", 0, lambda: as_png(STREET))}, np.eye(3, dtype=np.uint8)[:2]
+    inference.write_detections(detector, files, tmp_path, names, palette, {"checkpoint": "c"})
+    written = json.loads((tmp_path / "detections.json").read_text())
+    shown = json.loads(json.dumps(found["coco"]))
+    assert [shown[key] for key in ("images", "categories", "annotations")] == [
+        written[key] for key in ("images", "categories", "annotations")
+    ]
+    assert shown["info"] == {"checkpoint": "c"}
+
+
+def test_box_answer_keeps_boxes_of_a_large_image_in_its_own_pixels():
+    image = np.zeros((700, 2560, 3), np.uint8)
+    found = box_answer(image, TwoBoxes()(image), "road.png", ("stone", "tyre"), {})
+    assert pixels_of(found["image"]).shape == (350, 1280, 3)
+    assert found["size"] == [700, 2560]
+    assert found["coco"]["annotations"][0]["bbox"] == [8, 10, 40, 28]
+
+
+def test_server_sends_boxes_and_has_no_mask_of_a_detector(boxes):
+    with served(boxes) as address:
+        found = json.loads(fetch(f"{address}/predict?name=road.png", as_png(STREET))[2])
+        refused = fetch(f"{address}/mask", as_png(STREET))
+        mistake = fetch(f"{address}/predict?name=notes.txt", b"hello")
+    assert [one["category_id"] for one in found["coco"]["annotations"]] == [1, 2, 1]
+    assert found["seconds"] >= 0
+    assert (refused[0], json.loads(refused[2])["error"]) == (404, "there is no /mask")
+    assert json.loads(mistake[2])["error"].startswith("notes.txt: cannot be decoded; expected PNG, JPEG, TIFF")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_shows_boxes_thresholds_and_classes_of_a_detector_in_a_browser(boxes, tab, tmp_path, dark):
+    text = "document.querySelector('#{}').textContent".format
+    (tmp_path / "second.png").write_bytes(as_png(STREET[::-1].copy()))
+    with served(boxes) as address, tab(dark=dark) as opened:
+        opened.open(f"{address}/")
+        opened.wait(text("legend") + " === 'stone1tyre1'")  # at score 0.5
+        requests = len(opened.requests)
+        opened.move("#canvas", 30.2 / 56, 20.2 / 40)
+        opened.wait(
+            text("values") + " === 'x 30, y 20: tyre, score 0.600, 20.5 × 10.0 pixels at x 20.0, y 15.0; "
+            "stone, score 0.900, 40.0 × 28.0 pixels at x 8.0, y 10.0'"
+        )
+        pixel = (
+            "((canvas, copy) => (copy.drawImage(canvas, -30 * canvas.width / 56, -15 * canvas.width / 56),"
+            "[...copy.getImageData(0, 0, 1, 1).data].slice(0, 3).join()))"
+            "(document.querySelector('#canvas'), new OffscreenCanvas(1, 1).getContext('2d'))"
+        )
+        stone, tyre = (",".join(map(str, colour)) for colour in boxes.run.label_set.palette.tolist())
+        assert opened.evaluate(pixel) == tyre
+        assert stone != tyre
+        opened.click("#legend tr:nth-child(2) input")  # hides tyres
+        opened.wait(f"{pixel} !== '{tyre}'")
+        opened.move("#canvas", 30.2 / 56, 20.2 / 40)
+        opened.wait(text("values") + ".startsWith('x 30, y 20: stone')")
+        opened.click("#legend tr:nth-child(2) input")
+        opened.wait(f"{pixel} === '{tyre}'")
+
+        opened.click("#threshold", 0.05)
+        opened.wait(text("legend") + " === 'stone2tyre1'")
+        opened.evaluate("document.querySelector('#canvas').focus()")
+        opened.press("ArrowLeft")
+        opened.wait(text("values") + ".startsWith('box ')")
+        for _ in range(3):
+            opened.press("ArrowRight")
+        opened.wait(text("values") + " === 'box 3 of 3: stone, score 0.250, 4.0 × 4.0 pixels at x 1.0, y 1.0'")
+        opened.click("#threshold", 0.7)
+        opened.wait(text("legend") + " === 'stone1tyre0'")
+        assert opened.evaluate(text("threshold-value")).startswith("score ≥ 0.7")
+        opened.tap("#canvas", 10 / 56, 20 / 40)
+        opened.wait(text("values") + ".endsWith('stone, score 0.900, 40.0 × 28.0 pixels at x 8.0, y 10.0')")
+        opened.click("#opacity", 0.001)
+        plain = opened.evaluate("document.querySelector('#canvas').toDataURL()")
+        opened.click("#opacity", 0.99)
+        opened.wait(f"document.querySelector('#canvas').toDataURL() !== {json.dumps(plain)}")
+        assert len(opened.requests) == requests
+
+        opened.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        opened.click("#save")
+        opened.click("#save-picture")
+        wanted = [tmp_path / "road_detections.json", tmp_path / "road_picture.png"]
+        deadline = time.monotonic() + 20
+        while not all(file.exists() for file in wanted):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        downloaded = json.loads(wanted[0].read_text())
+        expected = boxes.answer(as_png(STREET), "road.png")["coco"]
+        assert downloaded == json.loads(json.dumps(expected))
+        assert np.asarray(Image.open(wanted[1])).shape == (720, 1008, 4)
+
+        files = opened.send("Runtime.evaluate", expression="document.querySelector('#files')")["result"]["objectId"]
+        opened.send("DOM.setFileInputFiles", files=[str(tmp_path / "second.png")], objectId=files)
+        opened.wait("[...document.querySelectorAll('#images button')].map(b => b.disabled).join() === 'false,false'")
+        opened.click("#images li:nth-child(2) button")
+        opened.wait(text("values") + ".startsWith('second.png, 56 × 40 pixels')")
+        for width in (390, 1600):
+            opened.resize(width, 900)
+            assert not opened.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+        assert opened.console == []
+        assert all(url.startswith((address, "data:", "blob:")) for url in opened.requests)
 
 
 def test_server_refuses_a_port_that_is_taken(demo, address):

@@ -455,7 +455,9 @@ def test_report_of_a_detector_refuses_a_calibration(trained_detector, run_comman
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("command", "flag"), [("export", "--uncertainty"), ("export", "--nocalibrated"), ("predict", "--values=dataset")]
+    ("command", "flag"),
+    [("export", "--uncertainty"), ("export", "--nocalibrated"), ("predict", "--values=dataset")]
+    + [("demo", flag) for flag in ("--samples=3", "--rate=0.1", "--nocalibrated", "--calibration=x.json")],
 )
 def test_commands_refuse_options_of_masks_for_detectors(trained_detector, run_command, command, flag):
     images = [IMAGES] if command == "predict" else []
