@@ -10,7 +10,7 @@ import errno
 
 from absl import app, flags
 
-from segjax import cli, inference
+from segjax import __version__, cli, inference
 from segjax.data.io import named_images
 from segjax.reporting import demo_page
 from segjax.storage import say
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
     if run.config.data.box_classes:
         cli.refuse_flags(_OF_MASKS, f"is for segmentation networks; {run.name} is a detector")
         detector = run.detector()
-        demo = demo_page.Demo(run, [detector], images=images, record=run.origin() | detector.record())
+        record = run.origin() | {"segjax": __version__} | detector.record()
+        demo = demo_page.Demo(run, [detector], images=images, record=record)
     else:
         predictors, guarantees, notes = _predictors(run)
         demo = demo_page.Demo(run, predictors, guarantees, images, notes)

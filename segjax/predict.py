@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import app, flags
 
-from segjax import cli, inference
+from segjax import __version__, cli, inference
 from segjax.data.io import RawFile, named_images
 from segjax.data.labels import LabelSet, class_values
 from segjax.storage import output_folder, say
@@ -76,7 +76,8 @@ def main(argv: list[str]) -> None:
         say(line)
     options = _predict_options(run, **changes)
     outputs = _output_options(class_index, options, run.label_set)
-    predict, origin = run.predictor(options, probabilities=FLAGS.probabilities), run.origin() | guarantees
+    predict = run.predictor(options, probabilities=FLAGS.probabilities)
+    origin = run.origin() | {"segjax": __version__} | guarantees
     choices = {"on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
     done = inference.write_predictions(predict, files, output, outputs, run.label_set, origin, **choices)
     for line in done.lines():
@@ -89,8 +90,9 @@ def main(argv: list[str]) -> None:
 def _write_detections(run: TrainedRun, files: dict[str, RawFile], output: Any) -> None:
     cli.refuse_flags(_OF_MASKS, f"is for segmentation networks; {run.name} is a detector")
     names, palette = run.box_classes
+    origin = run.origin() | {"segjax": __version__}
     choices = {"min_score": FLAGS.min_score, "on_error": FLAGS.on_error, "overwrite": FLAGS.overwrite}
-    done = inference.write_detections(run.detector(), files, output, names, palette, run.origin(), **choices)
+    done = inference.write_detections(run.detector(), files, output, names, palette, origin, **choices)
     for line in done.lines():
         say(line)
     say(score_line(done, FLAGS.min_score))

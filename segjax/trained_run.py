@@ -13,7 +13,7 @@ from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from segjax import __version__, metrics
+from segjax import metrics
 from segjax.data import LabelSet, Source, label_set, open_split
 from segjax.inference import Detector, Ensemble, PredictOptions, Predictor, Preprocessing
 from segjax.inference.predictor import fingerprint
@@ -111,9 +111,8 @@ class TrainedRun(NamedTuple):
         return own | ({"runs": [{"checkpoint": run.name, **run.record()} for run in self.runs]} if self.runs else {})
 
     def origin(self) -> dict[str, Any]:
-        """Returns the checkpoint and the versions, which files of predictions store; ready for JSON."""
-        made_by = numerics(provenance())
-        return {"checkpoint": self.name, **self.record(), "segjax": __version__, "made_by": made_by}
+        """Returns the checkpoint and the device and versions, which files of predictions store; ready for JSON."""
+        return {"checkpoint": self.name, **self.record(), "made_by": numerics(provenance())}
 
     @property
     def num_outputs(self) -> int:
