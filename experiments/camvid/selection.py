@@ -80,7 +80,6 @@ ROWS: Rows = {
     "multiscale, learning rate 4e-3": _MULTISCALE | _schedule(rate=4e-3),
     "multiscale, width 32, depth 3": _MULTISCALE | _WIDE,
     "multiscale, Lovász": _MULTISCALE | _LOVASZ,
-    "multiscale, Lovász, rare crops": _MULTISCALE | _LOVASZ | _RARE | {"augment.rare_crops": 0.5},
     "multiscale, Lovász, copy-paste": _MULTISCALE | _LOVASZ | _RARE | {"augment.copy_paste": 0.5},
     "multiscale, Lovász, width 32, depth 5, at most 96": _MULTISCALE | _LOVASZ | _CAPPED,
     "multiscale, Lovász, group norm": _MULTISCALE | _LOVASZ | {"model.norm": "group"},
