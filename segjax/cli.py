@@ -206,6 +206,13 @@ def refuse_together(*names: str) -> None:
         raise app.UsageError(f"{' and '.join(given)} exclude each other; remove all but one")
 
 
+def check_image_folder(argument: str, root: Path) -> None:
+    """Raises UsageError if `root`, the value of this flag or argument, is not a folder."""
+    if not root.is_dir():
+        problem = "it is a file" if root.exists() else "it does not exist"
+        raise app.UsageError(f"{argument}={root}: expected a folder of images and masks; {problem}. Correct the path")
+
+
 def refuse_flags(names: Iterable[str], reason: str) -> None:
     """Raises UsageError for the first of these flags that is given."""
     for name in names:

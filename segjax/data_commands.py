@@ -70,7 +70,10 @@ def main(argv: list[str]) -> None:
     if len(argv) != 3 or argv[1] not in _COMMANDS:
         expected = "expected check ROOT, show ROOT or masks SOURCE"
         raise app.UsageError(f"{expected}; got {' '.join(argv[1:]) or 'nothing'}")
-    _COMMANDS[argv[1]].function(Path(argv[2]))
+    path = Path(argv[2])
+    if argv[1] != "masks":
+        cli.check_image_folder("ROOT", path)
+    _COMMANDS[argv[1]].function(path)
 
 
 def check_folder(root: Path) -> None:

@@ -94,7 +94,7 @@ def output_folder(path: str | os.PathLike) -> epath.Path:
     """
     folder = path_of(path)
     if folder.exists() and not folder.is_dir():
-        raise StorageError(f"{folder}: expected a folder to write into; it is a file")
+        raise StorageError(f"{folder}: expected a folder to write into; it is a file. Name another folder")
     for remains in () if in_bucket(folder) else named_like(folder, _PARTIAL.format("*")):
         with contextlib.suppress(OSError):
             if remains.stat().mtime < time.time() - 24 * 3600:

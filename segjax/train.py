@@ -57,6 +57,7 @@ def config_for_folder(root: Path, console: rich.console.Console) -> ConfigDict:
 
     The command line decides the fields of `cli.given_fields`.
     """
+    cli.check_image_folder("--data", root)
     options, given = flags.FLAGS, cli.given_fields("config")
     file = run_folder(options.workdir) / CONFIG_FILE
     if file.exists():

@@ -154,6 +154,21 @@ def test_train_on_a_folder_that_check_refuses(root, run_command):
     assert not (root / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [(("train", "--workdir=run"), "--data="), (("data", "check"), "ROOT="), (("data", "show"), "ROOT=")],
+    ids=["train", "check", "show"],
+)
+@pytest.mark.parametrize(("name", "problem"), [("absent", "does not exist"), ("notes.txt", "is a file")])
+def test_check_image_folder_names_the_argument(tmp_path, run_command, command, argument, name, problem):
+    (tmp_path / "notes.txt").write_text("x")
+    given = f"{'--data=' * (command[0] == 'train')}{tmp_path / name}"
+    status, _, error = run_command(*command, given)
+    assert status == 1
+    expected = f"{argument}{tmp_path / name}: expected a folder of images and masks; it {problem}. Correct the path;"
+    assert error.startswith(f"error: {expected}")
+
+
 def test_check_of_wrong_fields_shows_the_values_of_the_masks(root, run_command):
     status, shown, _ = run_command("data", "check", root, "--config.data.mask_values=(0,9)")
     assert status == 1

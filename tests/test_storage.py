@@ -201,7 +201,7 @@ def test_output_folder_removes_what_a_killed_process_left_long_ago(tmp_path):
 def test_output_folder_refuses_a_file(tmp_path):
     (tmp_path / "notes").write_text("mine")
     assert output_folder(tmp_path / "new") == tmp_path / "new"
-    with pytest.raises(StorageError, match=r"/notes: expected a folder to write into; it is a file$"):
+    with pytest.raises(StorageError, match=r"/notes: expected a folder to write into; it is a file\. Name another"):
         output_folder(tmp_path / "notes")
 
 

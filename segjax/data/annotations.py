@@ -104,7 +104,7 @@ def open_annotations(source: Path, *, crowd_is_void: bool = False, line_width: f
     if kind == "boxes":
         raise DataError(f"{source}: Pascal VOC's XML files have boxes only, and boxes are not masks; expected masks")
     if not source.exists():
-        raise DataError(f"{source}: expected a file or folder of annotations; it does not exist")
+        raise DataError(f"{source}: expected a file or folder of annotations; it does not exist. Correct the path")
     raise DataError(f"{source}: expected a COCO or labelme JSON file, or an XML file of CVAT for images")
 
 

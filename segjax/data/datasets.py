@@ -130,7 +130,7 @@ def open_split(data_config: Any, split: str, *, mark_unseen: bool = False) -> So
         `segjax.training.evaluation`, whose `where` leaves void out, the unknown pixels are `labels == UNSEEN` and the
         known ones are `where & (labels != UNSEEN)`.
 
-    Raises: DataError if the raw files are missing, damaged, or others than those that were prepared, or contain a label
+    Raises: DataError if the raw files are missing or damaged, differ from those that were prepared, or contain a label
     id outside the classes; or if the split or name does not exist.
     """
     name, classes = data_config.name, label_set(data_config, mark_unseen=mark_unseen)

@@ -265,7 +265,9 @@ def _images_of(argument: str) -> dict[str, RawFile]:
         }
         where = "matches this pattern"
     else:
-        raise DataError(f"{argument}: expected an image, a folder of images or a pattern; it does not exist")
+        raise DataError(
+            f"{argument}: expected an image, a folder of images or a pattern; it does not exist. Correct the path"
+        )
     if not files:
         raise DataError(f"{argument}: no image {where}; expected one of {', '.join(IMAGE_SUFFIXES)}")
     return files

@@ -189,7 +189,7 @@ def padded_sizes(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def eval_rows(source: Source, indices: Sequence[int], shape: tuple[int, int], count: int) -> Batch:
-    """Returns the images `indices`, padded to `shape`, and fillers up to `count`, as a batch of `eval_batches`."""
+    """Returns a batch of `eval_batches`: the images `indices`, padded to `shape`, then fillers, `count` rows in all."""
     batch = {
         "image": np.zeros((count, *shape, source.channels), np.uint8 if source.value_range is None else np.float32),
         "label": np.full((count, *shape), VOID, np.uint8),

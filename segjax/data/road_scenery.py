@@ -71,8 +71,13 @@ class Stream:
         return np.stack([(words >> np.uint64(shift)) & mask for shift in (0, 16, 32, 48)]).astype(np.float64)
 
 
-def coverage(distance: Float[np.ndarray, "..."], softness: float | Float[np.ndarray, "..."]):
-    """Returns the fraction of a pixel inside a shape, linear over `softness`; negative distances are inside."""
+def coverage(
+    distance: Float[np.ndarray, "..."], softness: float | Float[np.ndarray, "..."]
+) -> Float[np.ndarray, "..."]:
+    """Returns the fraction of a pixel inside a shape, linear over `softness`, in the unit of `distance`.
+
+    Negative distances are inside.
+    """
     return np.clip(0.5 - distance / softness, 0.0, 1.0)
 
 

@@ -67,7 +67,10 @@ def fill_ellipse(
 def draw_lines(
     lines: Sequence[Float[np.ndarray, "points 2"]], size: tuple[int, int], width: float | None, where: str
 ) -> tuple[int, int, np.ndarray]:
-    """Returns top, left and the pixels whose centres are at most width / 2 from one of the lines."""
+    """Returns top, left and the pixels whose centres are at most width / 2 pixels from one of the lines.
+
+    Raises: DataError, which begins with `where`, if `width` is None.
+    """
     if width is None:
         raise DataError(f"{where}: a line or point has no area; --line_width=3 draws it 3 pixels wide")
     points = np.concatenate(list(lines))

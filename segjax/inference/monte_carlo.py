@@ -163,7 +163,8 @@ def whole_passes(
 
     .. math:: z_k = f(x; m_k), \quad m_k \text{ drawn with } \text{fold\_in}(\text{key}, k)
 
-    Each sample draws all masks of the model: the deep ones, and one of the head if dropout="sampled". All passes
+    z_k are the logits of pass k of the network f on the images x with the dropout masks m_k, and K is `samples`. Each
+    sample draws all masks of the model: the deep ones, and one of the head if dropout="sampled". All passes
     together take the memory of one. The arguments are those of `predict_with_uncertainty`; `rate` of the head and
     `deep_rate` of the deep dropout default to the model's.
 

@@ -207,7 +207,7 @@ def boundary_iou(counts: Counts, *, absent: str = "exclude") -> dict[str, float 
     .. math:: IoU_c = \frac{\#(G_c \cap P_c)}{\#(G_c \cup P_c)}
 
     Args:
-        counts: integers `[C, 2]`, sums of `boundary_iou_counts`.
+        counts: integers `[C, 2]`, sums of `boundary_iou_counts`, which defines G_c and P_c.
         absent: as in `segmentation_scores`.
 
     Returns:

@@ -204,7 +204,7 @@ class LinearHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "b h w f"]) -> Float[Array, "b h w c"]:
-        """Maps `[B, H, W, F]` to logits `[B, H, W, num_classes]`; a ValueError if `bias_init` has another length."""
+        """Maps `[B, H, W, F]` to logits `[B, H, W, num_classes]`; raises ValueError if `bias_init` does not fit."""
         bias = np.zeros(self.num_classes) if self.bias_init is None else np.asarray(self.bias_init)
         if bias.shape != (self.num_classes,):
             raise ValueError(f"the head's bias needs one value per class, {self.num_classes}; got {self.bias_init}")

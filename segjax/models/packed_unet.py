@@ -41,7 +41,7 @@ class Layout(NamedTuple):
     strips: int = 1
 
     def lay(self, x: Float[Array, "b h w c"]) -> Float[Array, "_ _ _ _"]:
-        """Reshapes `[B, H, W, C]` to `[SB, H/S, W/k, kC]`; a ValueError unless k divides W and S divides H."""
+        """Reshapes `[B, H, W, C]` to `[SB, H/S, W/k, kC]`; raises ValueError if k does not divide W, or S not H."""
         b, h, w, c = x.shape
         if w % self.columns or h % self.strips:
             layout = f"{self.strips} strips and packed by {self.columns} columns"

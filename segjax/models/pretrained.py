@@ -194,7 +194,7 @@ def _some(names: Collection[Any]) -> str:
 
 
 def with_encoder(variables: Variables, encoder: Variables) -> dict[str, Any]:
-    """Returns a copy of a network's variables with these variables of the encoder; a ValueError unless it fits."""
+    """Returns a network's variables with these variables of the encoder; raises ValueError if they do not fit."""
     if "encoder" not in variables["params"]:
         raise ValueError(f"the network has no encoder to load weights into; it has {_some(variables['params'])}")
     loaded = flatten_dict(variables)
@@ -218,7 +218,7 @@ def with_trained(variables: Variables, trained: Variables) -> dict[str, Any]:
 
 
 def _fitted(old: Mapping[_Path, Any], given: Mapping[_Path, Any], part: str) -> dict[_Path, Any]:
-    """Returns the given arrays in the dtypes of the old ones; a ValueError unless names and shapes are the same."""
+    """Returns the given arrays in the dtypes of the old ones; raises ValueError if names or shapes differ."""
     if differ := _differences(*(["/".join(path) for path in arrays] for arrays in (old, given)), "lack", "also have"):
         raise ValueError(f"the weights do not fit the {part}: they {differ}")
     for path, leaf in old.items():
@@ -264,7 +264,7 @@ def load_retinanet(path: str | Path, variables: Variables) -> dict[str, Any]:
 
 
 def _with_retinanet(state: Mapping[str, np.ndarray], variables: Variables) -> dict[str, Any]:
-    """Returns a copy of a `RetinaNet`'s variables with the arrays of torchvision's; a ValueError unless they fit."""
+    """Returns a `RetinaNet`'s variables with the arrays of torchvision's; raises ValueError if they do not fit."""
     state = {_present_name(name): value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     first_level = min(int(name[-1]) for name in variables["params"]["pyramid"] if name.startswith("inner"))
     stem, kept = f"{_BODY}conv1.weight", {}

@@ -114,14 +114,14 @@ def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _tensors(state: Any) -> list[_Tensor]:
-    """Returns the tensors of a state dict; a ValueError unless it has nothing else."""
+    """Returns the tensors of a state dict; raises ValueError if it contains anything else."""
     if type(state) is not dict or not all(type(value) is _Tensor for value in state.values()):
         raise ValueError("expected tensors by name, from torch.save(model.state_dict(), ...)")
     return list(state.values())
 
 
 def _arrays(state: Any, bytes_of: Callable[[_Storage], bytes], limit: int) -> dict[str, np.ndarray]:
-    """Returns the arrays of a state dict; a ValueError if they have more than `limit` elements, or exceed their bytes.
+    """Returns the arrays of a state dict; raises ValueError for more than `limit` elements, or more than were stored.
 
     The limit keeps a small file from filling the memory with views of the same bytes.
     """
@@ -208,7 +208,7 @@ def _pop_to_mark(stack: list[Any]) -> list[Any]:
 
 
 def _typed(value: Any, kind: type) -> Any:
-    """Returns `value`; a TypeError unless it is of exactly this type."""
+    """Returns `value`; raises TypeError if it is not of exactly this type."""
     if type(value) is not kind:
         raise TypeError
     return value

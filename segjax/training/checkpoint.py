@@ -87,7 +87,7 @@ class Checkpoints:
         folder = (workdir if in_bucket(workdir) else workdir.resolve()) / FOLDER
         if read_only and not folder.exists():
             raise FileNotFoundError(
-                f"{workdir} holds no checkpoints: expected a folder {folder}, as segjax.train writes it"
+                f"{workdir} holds no checkpoints: expected a folder {folder}, as segjax train writes it"
             )
         self._folder, self._saving, self._read_only = folder, None, read_only
         with bucket_errors(folder):
@@ -296,7 +296,7 @@ def find_run(path: str | os.PathLike) -> tuple[epath.Path, str]:
     config_file = workdir / CONFIG_FILE
     if not config_file.exists():
         raise FileNotFoundError(
-            f"{path} is not a run: expected {config_file}. Name the --workdir that segjax.train wrote, or "
+            f"{path} is not a run: expected {config_file}. Name the --workdir that segjax train wrote, or "
             f"WORKDIR/{FOLDER}/STEP"
         )
     return workdir, which

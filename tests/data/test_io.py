@@ -199,7 +199,11 @@ def test_named_images_follows_links(root, tmp_path_factory):
     ("arguments", "said"),
     [
         (["a.png", "sub/a.png"], "{root}/a.png and {root}/sub/a.png would both be written as a_mask.png"),
-        (["nothing.png"], "{root}/nothing.png: expected an image, a folder of images or a pattern; it does not exist"),
+        (
+            ["nothing.png"],
+            "{root}/nothing.png: expected an image, a folder of images or a pattern; it does not exist. "
+            "Correct the path",
+        ),
         (["*.xml"], f"{{root}}/*.xml: no image matches this pattern; expected one of {SUFFIXES}"),
         (
             ["empty"],
