@@ -1,4 +1,4 @@
-"""Serves a page on which you drop images and see their masks and uncertainties, or the boxes of a detector.
+"""Serves a page on which you drop images and see masks and uncertainties, or boxes.
 
 Examples:
   segjax demo --checkpoint=runs/debris

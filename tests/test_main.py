@@ -185,7 +185,7 @@ def test_completion_offers_commands_flags_and_configs(run, shell):
         ("segjax pr", ["predict"]),
         ("segjax report --im", ["--images="]),
         ("segjax train --workdir=a --config=crackforest_", ["crackforest_focal", "crackforest_unet"]),
-        ("segjax configs show camvid_unet_w", ["camvid_unet_weighted"]),
+        ("segjax configs show camvid_unet_we", ["camvid_unet_weighted"]),
         ("segjax predict str", []),  # the shell offers files
     ],
 )

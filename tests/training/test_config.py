@@ -638,6 +638,7 @@ def test_make_model_passes_every_field(name):
     other = {
         "width": 8,
         "depth": 3,
+        "max_width": 64,
         "padding": "zeros",
         "downsample": "stride",
         "upsample": "nearest",

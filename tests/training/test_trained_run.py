@@ -341,6 +341,7 @@ def test_predictor_record_changes_with_every_config_field_that_changes_the_mask(
     fields |= {
         "model.name": "unet" if network == "fcn" else "fcn",
         "model.pack": 2,
+        "model.max_width": 16,
         "model.deep_dropout": 0,
         "model.output_stride": 8 if "plus" in network else 16,
         "data.unseen_classes": (),
