@@ -56,11 +56,11 @@ class UNet(Network):
     num_classes: int
     width: int = 64
     depth: int = 4
-    max_width: int | None = None
     padding: str = "reflect"
     downsample: str = "max"
     upsample: str = "transpose"
     multiscale: bool = False
+    max_width: int | None = None
 
     @property
     def multiple(self) -> int:

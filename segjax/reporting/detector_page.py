@@ -354,7 +354,8 @@ def detections_overlay(name: str, caption: str, shown: Mapping[str, ShownDetecti
             for box, is_missed in zip(layers["objects"], one.missed, strict=True)
             if is_missed
         ]
-        false = [box for box in layers[next(iter(shown))] if box.colour == FALSE]
+        found = zip(layers[next(iter(shown))], one.correct[::-1], strict=True)
+        false = [box for box, is_correct in found if not is_correct]
         layers["errors"], legends["errors"] = [*missed, *false], {"missed": MISSED, "false": FALSE}
     return box_overlay(name, caption, one.image, layers, legends)
 

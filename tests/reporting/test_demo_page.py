@@ -82,6 +82,15 @@ def address(demo):
         yield found
 
 
+def check_layout_console_and_requests(opened, address):
+    """Asserts that no width needs sideways scrolling, the console is empty, and nothing else was loaded."""
+    for width in (390, 1600):
+        opened.resize(width, 900)
+        assert not opened.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+    assert opened.console == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in opened.requests)
+
+
 @pytest.fixture(scope="module")
 def overlapping():
     """Returns a network of classes that overlap, which was not trained."""
@@ -389,11 +398,7 @@ def test_page_shows_boxes_thresholds_and_classes_of_a_detector_in_a_browser(boxe
         opened.wait("[...document.querySelectorAll('#images button')].map(b => b.disabled).join() === 'false,false'")
         opened.click("#images li:nth-child(2) button")
         opened.wait(text("values") + ".startsWith('second.png, 56 × 40 pixels')")
-        for width in (390, 1600):
-            opened.resize(width, 900)
-            assert not opened.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-        assert opened.console == []
-        assert all(url.startswith((address, "data:", "blob:")) for url in opened.requests)
+        check_layout_console_and_requests(opened, address)
 
 
 def test_server_refuses_a_port_that_is_taken(demo, address):
@@ -439,8 +444,4 @@ def test_page_shows_masks_values_thresholds_and_guarantees_in_a_browser(address,
         assert opened.evaluate(text("errors")).startswith("notes.txt: cannot be decoded")
         opened.click("#images li:nth-child(2) button")
         opened.wait(text("values") + ".startsWith('second.png, 56 × 40 pixels')")
-        for width in (390, 1600):
-            opened.resize(width, 900)
-            assert not opened.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-        assert opened.console == []
-        assert all(url.startswith((address, "data:", "blob:")) for url in opened.requests)
+        check_layout_console_and_requests(opened, address)

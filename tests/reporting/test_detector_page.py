@@ -153,10 +153,11 @@ def test_detector_report_of_classes_without_objects(objects):
     assert [section.title for section in made.sections][-2:] == ["Score threshold", "Configuration"]
 
 
-def shown_detections(objects, found, correct, classes=(0, 0)):
+def shown_detections(objects, found, correct, detected=0):
+    """Returns objects of class 0, and detections of one class."""
     count = len(found)
     detections = Detections(
-        np.array(found), np.linspace(0.9, 0.6, count), np.array(classes[:count]), np.ones(count, bool)
+        np.array(found), np.linspace(0.9, 0.6, count), np.full(count, detected), np.ones(count, bool)
     )
     image = np.full((48, 64, 3), 90, np.uint8)
     labels = np.zeros(len(objects), int)
@@ -169,6 +170,11 @@ def test_missed_leaves_out_the_object_of_each_true_positive():
     both = shown_detections(objects, [[0.0, 0, 10, 11.8], [0.0, 0, 10, 12]], [True, True])
     assert both.missed.tolist() == [False, False, True]
     assert shown_detections(objects, [[0.0, 0, 10, 12]], [False]).missed.all()
+
+
+def test_missed_matches_objects_of_the_class_only():
+    one = shown_detections([[0, 0, 10, 12], [0, 0, 10, 10]], [[0.0, 0, 10, 12]], [True], detected=1)
+    assert one._replace(classes=np.array([0, 1])).missed.tolist() == [True, False]
 
 
 def test_detections_overlay_layers_and_values():
